@@ -1,0 +1,10 @@
+package rules
+
+// Document is a parsed and validated policy document.
+type Document struct {
+	Source string // file name or "" ; for messages
+	Text   string // as given, YAML or JSON
+	// Rules are the plain rules and, after them, one rule per endpoint, host
+	// and port set, with Endpoint set.
+	Rules []Rule
+}
