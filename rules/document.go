@@ -8,3 +8,10 @@ type Document struct {
 	// and port set, with Endpoint set.
 	Rules []Rule
 }
+
+// A Warning is something in a document that is accepted and still worth a look.
+type Warning struct {
+	Source       string // as given to ParseDocument
+	Line, Column int    // from 1; 0 when unknown
+	Message      string
+}
