@@ -1,0 +1,567 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/vishvananda/netns"
+)
+
+// clientImage holds the clients that the tests use inside containers.
+const clientImage = "weir-e2e"
+
+var clientPackages = []string{
+	"curl", "ca-certificates", "dnsutils", "git", "python3-minimal", "python3-requests", "nodejs",
+	"iproute2", "iptables", "nftables", "netcat-openbsd", "openssl", "procps", "iputils-ping", "gh",
+}
+
+// weirBinary is the binary under test, built once.
+var weirBinary string
+
+func TestMain(m *testing.M) {
+	code := 1
+	if err := prepare(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+	} else {
+		code = m.Run()
+	}
+	if weirBinary != "" {
+		os.RemoveAll(filepath.Dir(weirBinary))
+	}
+	os.Exit(code)
+}
+
+func prepare() error {
+	if os.Getuid() != 0 {
+		return errors.New("needs root: sudo ./scripts/test")
+	}
+	dir, err := os.MkdirTemp("", "weir-e2e")
+	if err != nil {
+		return err
+	}
+	weirBinary = filepath.Join(dir, "weir")
+	for _, args := range [][]string{
+		{"go", "build", "-race", "-o", weirBinary, "../cmd/weir"},
+		append([]string{"../scripts/image", clientImage}, clientPackages...),
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+// run executes a command on the host and fails the test when it fails.
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := try(name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// try executes a command on the host, for at most a minute.
+func try(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	return string(out), err
+}
+
+// unique returns a name that no other test and no other run uses.
+func unique(t testing.TB, prefix string) string {
+	counter.Lock()
+	defer counter.Unlock()
+	counter.n++
+	return fmt.Sprintf("weir-%s-%d-%d", prefix, os.Getpid(), counter.n)
+}
+
+var counter struct {
+	sync.Mutex
+	n int
+}
+
+// eventually fails the test when cond does not hold within a time that is
+// long for a machine under load.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); ; {
+		if cond() {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 15 s: %s", what)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// Outside is the internet of a test: one network namespace behind a veth,
+// with many addresses, a DNS server, and whatever servers a test opens.
+type Outside struct {
+	t     testing.TB
+	name  string
+	ns    netns.NsHandle
+	zone  map[string][]netip.Addr // name → addresses, guarded by mu
+	asked []string                // names that the DNS server was asked for
+	mu    sync.Mutex
+}
+
+// DNSAddress is where Outside answers DNS, over UDP and TCP.
+const DNSAddress = "203.0.113.53"
+
+// newOutside makes a namespace that owns TEST-NET-2, TEST-NET-3, a documentation
+// /64 and some well-known public addresses, so that even what escapes only
+// reaches this machine.
+func newOutside(t testing.TB) *Outside {
+	t.Helper()
+	o := &Outside{t: t, name: unique(t, "out"), zone: map[string][]netip.Addr{}}
+	host, peer := fmt.Sprintf("weo%d", os.Getpid()%100000), fmt.Sprintf("wei%d", os.Getpid()%100000)
+	run(t, "ip", "netns", "add", o.name)
+	t.Cleanup(func() {
+		try("ip", "link", "del", host)
+		run(t, "ip", "netns", "del", o.name)
+	})
+	run(t, "ip", "link", "add", host, "type", "veth", "peer", "name", peer, "netns", o.name)
+	for _, line := range []string{
+		"addr add 198.18.0.1/30 dev " + host,
+		"-6 addr add 2001:db8:18::1/64 dev " + host + " nodad",
+		"link set " + host + " up",
+		"-n " + o.name + " addr add 198.18.0.2/30 dev " + peer,
+		"-n " + o.name + " -6 addr add 2001:db8:18::2/64 dev " + peer + " nodad",
+		"-n " + o.name + " link set " + peer + " up",
+		"-n " + o.name + " link set lo up",
+		"-n " + o.name + " route add default via 198.18.0.1",
+		"-n " + o.name + " -6 route add default via 2001:db8:18::1",
+	} {
+		run(t, "ip", strings.Fields(line)...)
+	}
+	for _, prefix := range outsidePrefixes {
+		via := "198.18.0.2"
+		family := "-4"
+		if strings.Contains(prefix, ":") {
+			family, via = "-6", "2001:db8:18::2"
+		}
+		run(t, "ip", family, "route", "add", prefix, "via", via)
+		run(t, "ip", "-n", o.name, family, "route", "add", "local", prefix, "dev", "lo")
+	}
+	var err error
+	if o.ns, err = netns.GetFromName(o.name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { o.ns.Close() })
+	o.serveDNS()
+	return o
+}
+
+var outsidePrefixes = []string{
+	"203.0.113.0/24", "198.51.100.0/24", "2001:db8:77::/64",
+	"8.8.8.8/32", "1.1.1.1/32", "169.254.169.254/32", "10.77.0.0/24",
+}
+
+// in calls f on a thread inside the namespace.
+func (o *Outside) in(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		if err := netns.Set(o.ns); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// listen opens a TCP listener inside, closed at the end of the test.
+func (o *Outside) listen(address string) net.Listener {
+	o.t.Helper()
+	var l net.Listener
+	err := o.in(func() (err error) { l, err = net.Listen("tcp", address); return })
+	if err != nil {
+		o.t.Fatalf("listen outside on %s: %v", address, err)
+	}
+	o.t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// serve accepts connections on address and hands each to f.
+func (o *Outside) serve(address string, f func(net.Conn)) {
+	o.t.Helper()
+	l := o.listen(address)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); f(c) }()
+		}
+	}()
+}
+
+// name makes the DNS server answer addresses for a name.
+func (o *Outside) addName(name string, addresses ...string) {
+	var list []netip.Addr
+	for _, a := range addresses {
+		list = append(list, netip.MustParseAddr(a))
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.zone[dns.Fqdn(name)] = list
+}
+
+// asks returns the names that reached the DNS server, and forgets them.
+func (o *Outside) asks() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	list := o.asked
+	o.asked = nil
+	return list
+}
+
+func (o *Outside) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	m := new(dns.Msg)
+	m.SetReply(q)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	question := q.Question[0]
+	o.asked = append(o.asked, strings.ToLower(question.Name))
+	addrs, ok := o.zone[strings.ToLower(question.Name)]
+	if !ok {
+		m.Rcode = dns.RcodeNameError
+	}
+	for _, a := range addrs {
+		header := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: 30}
+		switch {
+		case question.Qtype == dns.TypeA && a.Is4():
+			m.Answer = append(m.Answer, &dns.A{Hdr: header, A: a.AsSlice()})
+		case question.Qtype == dns.TypeAAAA && a.Is6():
+			m.Answer = append(m.Answer, &dns.AAAA{Hdr: header, AAAA: a.AsSlice()})
+		}
+	}
+	_ = w.WriteMsg(m)
+}
+
+func (o *Outside) serveDNS() {
+	o.t.Helper()
+	l := o.listen(DNSAddress + ":53")
+	var pc net.PacketConn
+	if err := o.in(func() (err error) { pc, err = net.ListenPacket("udp", DNSAddress+":53"); return }); err != nil {
+		o.t.Fatal(err)
+	}
+	for _, s := range []*dns.Server{{Listener: l, Handler: o}, {PacketConn: pc, Handler: o}} {
+		go s.ActivateAndServe()
+		o.t.Cleanup(func() { s.Shutdown() })
+	}
+}
+
+// watch records every packet that reaches address: the canary. The returned
+// function tells what came since the last call.
+func (o *Outside) watch(address string) (seen func() []string) {
+	o.t.Helper()
+	want := netip.MustParseAddr(address)
+	var fd int
+	err := o.in(func() (err error) {
+		fd, err = syscall.Socket(syscall.AF_PACKET, syscall.SOCK_DGRAM, int(htons(syscall.ETH_P_ALL)))
+		return
+	})
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var packets []string
+	done := make(chan struct{})
+	timeout := syscall.Timeval{Usec: 100_000}
+	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &timeout); err != nil {
+		o.t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 2048)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			n, _, err := syscall.Recvfrom(fd, buf, 0)
+			if err != nil {
+				continue
+			}
+			if dst := destination(buf[:n]); dst == want {
+				mu.Lock()
+				packets = append(packets, fmt.Sprintf("%x", buf[:min(n, 60)]))
+				mu.Unlock()
+			}
+		}
+	}()
+	o.t.Cleanup(func() { close(stop); <-done; syscall.Close(fd) })
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		list := packets
+		packets = nil
+		return list
+	}
+}
+
+// destination reads the destination address of an IP packet.
+func destination(p []byte) netip.Addr {
+	switch {
+	case len(p) >= 20 && p[0]>>4 == 4:
+		return netip.AddrFrom4([4]byte(p[16:20]))
+	case len(p) >= 40 && p[0]>>4 == 6:
+		return netip.AddrFrom16([16]byte(p[24:40]))
+	}
+	return netip.Addr{}
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+// Weir is one daemon under test.
+type Weir struct {
+	t      testing.TB
+	dir    string
+	socket string
+	cmd    *exec.Cmd
+	log    *os.File
+	exited chan error
+}
+
+// startWeir starts a daemon whose resolver is the test's DNS server. Its
+// configuration can be extended with more YAML.
+func startWeir(t testing.TB, config string) *Weir {
+	t.Helper()
+	w := &Weir{t: t, dir: t.TempDir()}
+	w.socket = filepath.Join(w.dir, "weir.sock")
+	config = "dns:\n  upstreams: [\"" + DNSAddress + ":53\"]\n" + config
+	if err := os.WriteFile(filepath.Join(w.dir, "config.yaml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if w.log, err = os.Create(filepath.Join(w.dir, "log")); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	t.Cleanup(func() {
+		w.detachAll()
+		w.stop()
+		text, _ := os.ReadFile(w.log.Name())
+		if t.Failed() {
+			t.Logf("the daemon's log:\n%s", text)
+		}
+		if bytes.Contains(text, []byte("DATA RACE")) {
+			t.Errorf("the race detector spoke:\n%s", text)
+		}
+	})
+	return w
+}
+
+func (w *Weir) start() {
+	w.t.Helper()
+	w.cmd = exec.Command(weirBinary, "serve", "--data-dir", filepath.Join(w.dir, "data"), "--socket", w.socket,
+		"--config", filepath.Join(w.dir, "config.yaml"), "--http", "127.0.0.1:0")
+	w.cmd.Stdout, w.cmd.Stderr = w.log, w.log
+	if err := w.cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.exited = make(chan error, 1)
+	go func(cmd *exec.Cmd, exited chan<- error) { exited <- cmd.Wait() }(w.cmd, w.exited)
+	eventually(w.t, "the daemon answers", func() bool {
+		_, code := w.try("version", "-o", "json")
+		if code == 0 {
+			out, _ := w.try("ps", "-o", "json")
+			return strings.HasPrefix(out, "[") || strings.HasPrefix(out, "null")
+		}
+		return false
+	})
+}
+
+// stop ends the daemon as an administrator would.
+func (w *Weir) stop() {
+	if w.cmd == nil {
+		return
+	}
+	w.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-w.exited:
+		if err != nil {
+			w.t.Errorf("weir serve: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		w.t.Errorf("weir serve did not stop within 20 s")
+		w.cmd.Process.Kill()
+		<-w.exited
+	}
+	w.cmd = nil
+}
+
+// kill ends the daemon with SIGKILL.
+func (w *Weir) kill() {
+	w.cmd.Process.Kill()
+	<-w.exited
+	w.cmd = nil
+}
+
+func (w *Weir) detachAll() {
+	if w.cmd == nil {
+		return
+	}
+	var list []struct {
+		ID string `json:"container_id"`
+	}
+	out, _ := w.try("ps", "-o", "json")
+	_ = json.Unmarshal([]byte(out), &list)
+	for _, a := range list {
+		w.try("detach", a.ID)
+	}
+}
+
+// try runs a client command and returns what it printed, and its exit code.
+func (w *Weir) try(args ...string) (string, int) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, weirBinary, append([]string{"--socket", w.socket}, args...)...)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		w.t.Fatalf("weir %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// run runs a client command that must succeed.
+func (w *Weir) run(args ...string) string {
+	w.t.Helper()
+	out, code := w.try(args...)
+	if code != 0 {
+		w.t.Fatalf("weir %s: exit %d\n%s", strings.Join(args, " "), code, out)
+	}
+	return out
+}
+
+// json runs a client command and decodes its JSON.
+func (w *Weir) json(v any, args ...string) {
+	w.t.Helper()
+	out := w.run(append(args, "-o", "json")...)
+	if err := json.Unmarshal([]byte(out), v); err != nil {
+		w.t.Fatalf("weir %s: %v in %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// Event is the part of an audit event that the tests look at.
+type Event struct {
+	Type, Verdict, Layer, Reason, Host, Address string
+	Port                                        int
+	RuleID                                      string `json:"rule_id"`
+	SessionID                                   string `json:"session_id"`
+	Container                                   string `json:"container_name"`
+	BytesIn                                     int64  `json:"bytes_in"`
+	Method, Path                                string
+	Would                                       *struct{ Verdict, Reason string }
+}
+
+// events returns the audit trail of a container.
+func (w *Weir) events(container string, args ...string) []Event {
+	w.t.Helper()
+	out := w.run(append([]string{"events", "--container", container, "-o", "json"}, args...)...)
+	var list []Event
+	for dec := json.NewDecoder(strings.NewReader(out)); ; {
+		var e Event
+		err := dec.Decode(&e)
+		if errors.Is(err, io.EOF) {
+			return list
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		list = append(list, e)
+	}
+}
+
+// waitEvent waits for an event that satisfies match.
+func (w *Weir) waitEvent(container, what string, match func(Event) bool) Event {
+	w.t.Helper()
+	var found Event
+	eventually(w.t, "event: "+what, func() bool {
+		for _, e := range w.events(container) {
+			if match(e) {
+				found = e
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// Box is a container of a test.
+type Box struct {
+	t        testing.TB
+	Name, ID string
+}
+
+// newBox starts a container that sleeps; args go before the image.
+func newBox(t testing.TB, args ...string) *Box {
+	t.Helper()
+	b := &Box{t: t, Name: unique(t, "box")}
+	out := run(t, "docker", append(append([]string{"run", "-d", "--name", b.Name, "--init"}, args...), clientImage, "sleep", "600")...)
+	lines := strings.Fields(out)
+	b.ID = lines[len(lines)-1]
+	t.Cleanup(func() { try("docker", "rm", "-f", b.Name) })
+	return b
+}
+
+// newNetwork makes a user-defined bridge network.
+func newNetwork(t testing.TB, args ...string) string {
+	t.Helper()
+	name := unique(t, "net")
+	run(t, "docker", append(append([]string{"network", "create"}, args...), name)...)
+	t.Cleanup(func() { try("docker", "network", "rm", name) })
+	return name
+}
+
+// exec runs a command inside and returns its output and whether it succeeded.
+func (b *Box) exec(args ...string) (string, bool) {
+	out, err := try("docker", append([]string{"exec", b.Name}, args...)...)
+	return out, err == nil
+}
+
+// sh runs a shell line inside.
+func (b *Box) sh(line string) (string, bool) { return b.exec("sh", "-c", line) }
+
+// curl fetches a URL inside, with a short time limit.
+func (b *Box) curl(args ...string) (string, bool) {
+	return b.exec(append([]string{"curl", "-sS", "--max-time", "5"}, args...)...)
+}
+
+// pid is the container's first process, as the host sees it.
+func (b *Box) pid() string {
+	return strings.TrimSpace(run(b.t, "docker", "inspect", "-f", "{{.State.Pid}}", b.Name))
+}
+
+// nsenter runs a host command in the container's network namespace.
+func (b *Box) nsenter(args ...string) string {
+	b.t.Helper()
+	return run(b.t, "nsenter", append([]string{"-t", b.pid(), "-n"}, args...)...)
+}
