@@ -1,0 +1,50 @@
+package graphql
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// oneKB is a document of 1 KB as clients write them: an operation with
+// variables, nested selections and two fragments.
+func oneKB() string {
+	var b strings.Builder
+	b.WriteString("query Overview($owner: String!, $name: String!, $first: Int = 20) {\n" +
+		"  viewer { login }\n" +
+		"  repository(owner: $owner, name: $name) {\n    ...Facts\n" +
+		"    issues(first: $first, states: [OPEN], orderBy: {field: UPDATED_AT, direction: DESC}) {\n" +
+		"      nodes { number title author { login } }\n    }\n  }\n}\n" +
+		"fragment Facts on Repository {\n  description\n  isPrivate\n  ...More\n}\nfragment More on Repository {\n")
+	for i := 0; b.Len() < 1010; i++ {
+		fmt.Fprintf(&b, "  repositoryProperty%d: stargazerCount\n", i)
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+// Classification of a 1 KB document: the target is 10 µs for the whole of Parse.
+func BenchmarkParse(b *testing.B) {
+	doc := oneKB()
+	body := appendString([]byte(`{"operationName":"Overview","variables":{"owner":"a","name":"b"},"query":`), doc)
+	body = append(body, '}')
+	b.Run("post", func(b *testing.B) {
+		b.SetBytes(int64(len(body)))
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := Parse(Input{Method: "POST", ContentType: "application/json", Body: body}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	// What of it is the document, and the rest is the envelope.
+	b.Run("document", func(b *testing.B) {
+		b.SetBytes(int64(len(doc)))
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := readDocument(doc, "Overview"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,105 @@
+package graphql
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// A Code names one reason to refuse a request. Codes never change their
+// meaning; the table in the package's documentation explains each.
+type Code string
+
+// What is not GraphQL over HTTP or WebSocket as this package reads it. Nothing
+// says that the request is broken, but it cannot be judged.
+const (
+	UnsupportedMethod      Code = "unsupported_method"
+	UnsupportedContentType Code = "unsupported_content_type"
+	UnsupportedEncoding    Code = "unsupported_content_encoding"
+	UnsupportedSubprotocol Code = "unsupported_subprotocol"
+	EmptyRequest           Code = "empty_request"
+	TooLarge               Code = "too_large"
+)
+
+// What is broken, or could mean one thing here and another at the server.
+const (
+	InvalidUTF8           Code = "invalid_utf8"
+	ByteOrderMark         Code = "byte_order_mark"
+	InvalidJSON           Code = "invalid_json"
+	TrailingBytes         Code = "trailing_bytes"
+	TooDeep               Code = "too_deep"
+	TooManyTokens         Code = "too_many_tokens"
+	DuplicateKey          Code = "duplicate_key"
+	KeyVariant            Code = "key_variant"
+	WrongType             Code = "wrong_type"
+	EmptyBatch            Code = "empty_batch"
+	NestedBatch           Code = "nested_batch"
+	BodyWithGet           Code = "body_with_get"
+	InvalidEscape         Code = "invalid_escape"
+	DuplicateParameter    Code = "duplicate_parameter"
+	ParameterWithPost     Code = "parameter_with_post"
+	MissingDocument       Code = "missing_document"
+	TwoIDs                Code = "two_ids"
+	IDWithHash            Code = "id_with_hash"
+	IDWithDocument        Code = "id_with_document"
+	HashMismatch          Code = "hash_mismatch"
+	HashVersion           Code = "hash_version"
+	AmbiguousText         Code = "ambiguous_text"
+	SyntaxError           Code = "syntax_error"
+	TypeSystem            Code = "type_system"
+	NoOperation           Code = "no_operation"
+	OperationNameRequired Code = "operation_name_required"
+	UnknownOperation      Code = "unknown_operation"
+	DuplicateOperation    Code = "duplicate_operation"
+	DuplicateFragment     Code = "duplicate_fragment"
+	UndefinedFragment     Code = "undefined_fragment"
+	FragmentCycle         Code = "fragment_cycle"
+	UnknownMessage        Code = "unknown_message"
+)
+
+// Error is the only error type of this package: why a request is refused.
+type Error struct {
+	Code    Code
+	Message string // one line that names the offending input; its length is bounded
+}
+
+func (e *Error) Error() string { return "graphql: " + e.Message }
+
+// Malformed reports whether the request is broken or ambiguous (to be answered
+// with 400) rather than of a kind that is not supported (403).
+func (e *Error) Malformed() bool {
+	switch e.Code {
+	case UnsupportedMethod, UnsupportedContentType, UnsupportedEncoding, UnsupportedSubprotocol, EmptyRequest, TooLarge:
+		return false
+	}
+	return true
+}
+
+// maxQuoted bounds what a message repeats of the request.
+const maxQuoted = 80
+
+// quote makes untrusted text fit for a message.
+func quote(s string) string {
+	if len(s) > maxQuoted {
+		return fmt.Sprintf("%q…", s[:maxQuoted])
+	}
+	return fmt.Sprintf("%q", s)
+}
+
+// printable makes a message that repeats untrusted text one short line.
+func printable(message string) string {
+	message = strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) {
+			return '.'
+		}
+		return r
+	}, message)
+	if cut := 2 * maxQuoted; len(message) > cut {
+		message = strings.ToValidUTF8(message[:cut], "") + "…"
+	}
+	return message
+}
+
+func refuse(code Code, format string, args ...any) error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
