@@ -200,6 +200,9 @@ type Decision struct {
 	Endpoint *Endpoint
 	// Path is the canonical request target to send, at HTTP and GraphQL.
 	Path string
+	// Malformed: the request was refused because servers could read it in
+	// more than one way, or not at all; to be answered 400 rather than 403.
+	Malformed bool
 	// Audit: enforcement would have denied; let through because the
 	// endpoint's mode is audit. Would carries the denial.
 	Audit bool

@@ -198,7 +198,7 @@ func unhex(c byte) byte {
 	if c <= '9' {
 		return c - '0'
 	}
-	return c|0x20 - 'a' + 10
+	return c | 0x20 - 'a' + 10
 }
 
 // What need not be encoded (RFC 3986 3.3 and 3.4), less what has a meaning of
