@@ -1,0 +1,170 @@
+package dnsmap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"weir/audit"
+	"weir/rules"
+)
+
+// Server is the DNS shim of one container: it answers every DNS query that
+// the container sends, to whatever server, asks upstream for the names that
+// the policy allows, and notes in Table what it answered. It is safe for
+// concurrent use; its fields must not change after Serve or Prove was called.
+type Server struct {
+	Container rules.Container
+	// Policy decides about a canonical name at stage Resolve. Deny means
+	// blocked; any other verdict lets the question through.
+	Policy   func(name string, qtype uint16) rules.Decision
+	Upstream *Upstream
+	Table    *Table
+	// Record takes one event per decision, before the answer is sent. It may
+	// block: queries then wait rather than go unrecorded.
+	Record func(audit.Event)
+
+	// Local returns the addresses of a container on the same networks, as the
+	// runtime's own DNS would, or none when it knows no such name. It is asked
+	// for every name and must answer from memory. nil: there are none.
+	Local func(ctx context.Context, name string) []netip.Addr
+	// Reverse is Local the other way round. nil: there are none.
+	Reverse func(ctx context.Context, addr netip.Addr) []string
+	Limits  Limits
+	Now     func() time.Time // nil: time.Now
+
+	once     sync.Once
+	limits   Limits // with defaults
+	rate     *rate.Limiter
+	budget   budget
+	waiting  chan struct{} // one per query that waits for upstream
+	hits     hits
+	sessions sync.Map // net.Conn of TCP clients
+}
+
+// Serve answers queries from pc and ln until ctx ends or one of them fails,
+// and closes both. Queries that then wait for upstream get no answer. It
+// returns nil when ctx ended.
+func (s *Server) Serve(ctx context.Context, pc net.PacketConn, ln net.Listener) error {
+	s.start()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		<-ctx.Done()
+		err := errors.Join(pc.Close(), ln.Close())
+		s.sessions.Range(func(c, _ any) bool { c.(net.Conn).Close(); return true })
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		return err
+	})
+	g.Go(func() error { return s.serveUDP(ctx, g, pc) })
+	g.Go(func() error { return s.serveTCP(ctx, g, ln) })
+	g.Go(func() error { return s.reportLimits(ctx) })
+	if err := g.Wait(); err != nil && !errors.Is(err, errEnded) {
+		return fmt.Errorf("dns of container %s: %w", s.Container.Name, err)
+	}
+	return nil
+}
+
+// errEnded says that a loop ended because Serve was told to.
+var errEnded = errors.New("ended")
+
+// Prove says whether name really resolves to addr, for a connection that
+// claims a name that the container never asked for. It passes through the same
+// gate as a query, so that a claimed name carries nothing out: a name that the
+// policy blocks or the limits forbid is not asked for, and false.
+func (s *Server) Prove(ctx context.Context, name string, addr netip.Addr) bool {
+	s.start()
+	name, err := rules.CanonicalName(name)
+	if err != nil || special(name) || s.Policy(name, 0).Verdict == rules.Deny {
+		return false
+	}
+	now := s.now()
+	if _, ok := s.budget.allow(name, now); !ok {
+		s.hit(limitNames, now)
+		return false
+	}
+	if !s.enter() {
+		s.hit(limitUpstream, now)
+		return false
+	}
+	defer s.leave()
+	addrs, _, err := s.Upstream.Resolve(ctx, name)
+	return err == nil && slices.Contains(addrs, plain(addr))
+}
+
+func (s *Server) start() {
+	s.once.Do(func() {
+		s.limits = s.Limits.orDefaults()
+		s.rate = rate.NewLimiter(rate.Limit(s.limits.QueriesPerSecond), 2*s.limits.QueriesPerSecond)
+		s.budget = budget{names: s.limits.NewNames, window: s.limits.NamesWindow, seed: maphash.MakeSeed(), domains: map[string]*spent{}}
+		s.waiting = make(chan struct{}, s.limits.Upstream)
+	})
+}
+
+// enter takes one of the places of queries that wait for upstream.
+func (s *Server) enter() bool {
+	select {
+	case s.waiting <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Server) leave() { <-s.waiting }
+
+func (s *Server) now() time.Time {
+	if s.Now == nil {
+		return time.Now()
+	}
+	return s.Now()
+}
+
+func (s *Server) hit(k limitKind, now time.Time) {
+	if n := s.hits.add(k, now); n > 0 {
+		s.recordLimit(k, n, now)
+	}
+}
+
+// reportLimits reports the hits that hit did not.
+func (s *Server) reportLimits(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		ended := false
+		select {
+		case <-ctx.Done():
+			ended = true
+		case <-tick.C:
+		}
+		now := s.now()
+		if ended {
+			now = now.Add(time.Second) // whatever is left is due
+		}
+		for k := range limitKinds {
+			if n := s.hits.due(k, now); n > 0 {
+				s.recordLimit(k, n, now)
+			}
+		}
+		if ended {
+			return nil
+		}
+	}
+}
+
+func (s *Server) recordLimit(k limitKind, n int, now time.Time) {
+	s.Record(audit.Event{
+		Time: now, Type: audit.Limit, ContainerID: s.Container.ID, ContainerName: s.Container.Name,
+		Verdict: "deny", Reason: fmt.Sprintf("%s (hit %d times)", k.text(s.limits), n),
+	})
+}
