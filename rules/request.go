@@ -1,11 +1,352 @@
 package rules
 
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"weir/graphql"
+)
+
 // judgeRequest decides one request of an inspected connection, at stage HTTP
 // or GraphQL. offered are the endpoint rules of the flow's layer for its
-// host, port and program, most specific first; trace, when not nil, is told
-// about each endpoint and rule that was looked at.
+// host, port and program; trace, when not nil, is told about every endpoint
+// that was looked at.
 //
-// The decision's Rule is one of offered whenever one of them made it.
+// The endpoints whose path matches with the most literal characters say what
+// is allowed; what any endpoint with a matching path denies stays denied, and
+// where no path matches the request is denied.
+//
+// The decision's Rule is the one of offered that made it; Path is the target
+// to send, whatever the verdict, unless the target could not be read.
 func judgeRequest(offered []*Rule, r *Request, trace func(Step)) Decision {
-	return Decision{Verdict: Deny, Layer: Default, Reason: "no endpoint allows this request"}
+	j := requestJudge{layer: Default, trace: trace}
+	if len(offered) > 0 {
+		j.layer = offered[0].Source
+	}
+	if r.HTTP == nil {
+		return j.malformed("the head of the request is not known")
+	}
+	j.method = strings.ToUpper(r.HTTP.Method)
+	j.upgrade = strings.ToLower(r.HTTP.Upgrade)
+	j.operations, j.classified = r.Operations, r.Stage == GraphQL
+	if !isToken(j.method) {
+		return j.malformed(fmt.Sprintf("the method %q is not one", r.HTTP.Method))
+	}
+	t, err := parseTarget(r.HTTP.Target)
+	if err != nil {
+		return j.malformed(fmt.Sprintf("the target of this %s request cannot be accepted: %v", j.method, err))
+	}
+	j.target = &t
+	d := j.judge(offered)
+	d.Path = t.text
+	return d
+}
+
+// requestJudge is one request on its way through judgeRequest.
+type requestJudge struct {
+	layer      Source
+	method     string // upper case
+	upgrade    string
+	target     *target
+	operations []graphql.Operation
+	classified bool // operations are known
+	trace      func(Step)
+}
+
+func (j *requestJudge) judge(offered []*Rule) Decision {
+	chosen, denying := j.choose(offered)
+	if len(chosen) == 0 {
+		if len(denying) > 0 {
+			return j.malformed("its path holds an encoded slash, and no endpoint for it says allow_encoded_slash: true")
+		}
+		return j.deny(nil, fmt.Sprintf("%s: no endpoint for this host covers the path %s", j.what(), j.target.path))
+	}
+	first := chosen[0].Endpoint
+	for _, c := range chosen[1:] {
+		if c.Endpoint.Protocol != first.Protocol {
+			return j.deny(c, fmt.Sprintf("%s: the endpoints of network_policies.%s and .%s have the same rank and different protocols (%s and %s); give one a longer path",
+				j.what(), first.Policy, c.Endpoint.Policy, first.Protocol, c.Endpoint.Protocol))
+		}
+	}
+	if why := j.impossible(first); why != "" {
+		return j.deny(chosen[0], why)
+	}
+	audited, denied := j.denied(chosen, denying)
+	if denied && !audited.Audit {
+		return audited
+	}
+	if j.needsBody(first, denying) {
+		d := j.decide(chosen[0], Inspect, j.what()+": its body says which operations it asks for")
+		d.NeedBody = true
+		return d
+	}
+	if d := j.allowed(chosen); !denied || d.Verdict == Deny {
+		return d
+	}
+	return audited
+}
+
+// choose returns the rules that say what is allowed, and all those whose path
+// matches, which may deny.
+func (j *requestJudge) choose(offered []*Rule) (chosen, denying []*Rule) {
+	best := -1
+	for _, o := range offered {
+		e := o.Endpoint
+		if e == nil {
+			continue
+		}
+		exact := e.Path == "" || matchPath(e.Path, j.target.path)
+		if !exact && (j.target.slashed == "" || !matchPath(e.Path, j.target.slashed)) {
+			j.step(o, false, false, fmt.Sprintf("path %s does not match %s", e.Path, j.target.path))
+			continue
+		}
+		denying = append(denying, o)
+		if !exact {
+			continue
+		}
+		if !e.AllowEncodedSlash && j.target.slashed != "" || e.AllowEncodedSlash && j.target.literalEscape {
+			j.step(o, false, false, "the path holds an encoded slash that this endpoint does not accept")
+			continue
+		}
+		rank := 0
+		if e.Path != "" {
+			rank = globLiterals(e.Path)
+		}
+		if rank > best {
+			best, chosen = rank, nil
+		}
+		if rank == best {
+			chosen = append(chosen, o)
+		}
+	}
+	// Of equals, inspected endpoints come before uninspected ones, as inspected
+	// allow rules come before plain ones.
+	if slices.ContainsFunc(chosen, inspectedRule) {
+		chosen = slices.DeleteFunc(chosen, func(r *Rule) bool { return !inspectedRule(r) })
+	}
+	for _, o := range denying {
+		if slices.Contains(chosen, o) {
+			j.step(o, true, true, fmt.Sprintf("its path matches %s with the most literal characters", j.target.path))
+		} else {
+			j.step(o, true, false, "another endpoint matches the path with more literal characters; only what this one denies counts")
+		}
+	}
+	return chosen, denying
+}
+
+func inspectedRule(r *Rule) bool { return r.Endpoint.Inspected() }
+
+// impossible returns why a request cannot pass an endpoint whatever its rules
+// and mode say, because nothing that follows it could be judged.
+func (j *requestJudge) impossible(e *Endpoint) string {
+	message := j.method == MethodWebSocketText || j.method == MethodWebSocketBinary
+	switch {
+	case message && e.Protocol == ProtocolREST:
+		return fmt.Sprintf("%s: network_policies.%s has protocol: rest, which has no WebSocket messages", j.what(), e.Policy)
+	case j.method == MethodWebSocketBinary && e.Protocol == ProtocolGraphQL:
+		return fmt.Sprintf("%s: a binary message is not GraphQL", j.what())
+	case message || j.upgrade == "":
+		return ""
+	case j.upgrade != "websocket":
+		return fmt.Sprintf("%s: an upgrade to %q cannot be inspected and is never relayed", j.what(), j.upgrade)
+	case j.method != "GET":
+		return fmt.Sprintf("%s: a WebSocket is opened by GET", j.what())
+	case e.Protocol == ProtocolREST:
+		return fmt.Sprintf("%s: network_policies.%s has protocol: rest; a WebSocket needs an endpoint with protocol: websocket or graphql", j.what(), e.Policy)
+	}
+	return ""
+}
+
+// needsBody reports whether operations that are not known yet count.
+func (j *requestJudge) needsBody(e *Endpoint, denying []*Rule) bool {
+	if j.classified || j.upgrade != "" && j.method == "GET" {
+		return false
+	}
+	if e.Protocol == ProtocolGraphQL {
+		return j.method == "GET" || j.method == "POST" || j.method == MethodWebSocketText
+	}
+	return slices.ContainsFunc(denying, func(r *Rule) bool {
+		return r.Endpoint.Protocol == ProtocolGraphQL && len(r.Endpoint.Deny) > 0
+	})
+}
+
+// denied applies the deny_rules of every endpoint with a matching path. A
+// denial of an enforcing endpoint comes before one of an auditing one.
+func (j *requestJudge) denied(chosen, denying []*Rule) (Decision, bool) {
+	var audited Decision
+	found := false
+	for _, o := range denying {
+		why := j.deniedBy(o.Endpoint, chosen)
+		if why == "" {
+			continue
+		}
+		j.step(o, true, true, why)
+		d := j.refuse(o, why, o.Endpoint.Audit)
+		if !d.Audit {
+			return d, true
+		}
+		if !found {
+			audited, found = d, true
+		}
+	}
+	return audited, found
+}
+
+func (j *requestJudge) deniedBy(e *Endpoint, chosen []*Rule) string {
+	for i := range e.Deny {
+		rule := &e.Deny[i]
+		if e.Protocol != ProtocolGraphQL {
+			if rule.denies(j.method, j.target) {
+				return fmt.Sprintf("%s: denied by deny_rules of network_policies.%s (%s)", j.what(), e.Policy, rule.describe())
+			}
+			continue
+		}
+		for _, op := range j.operations {
+			if field, denied := j.deniesOperation(rule, op, chosen); denied {
+				what := describeOperation(op)
+				if field != "" {
+					what += fmt.Sprintf(" asks for %q and", field)
+				}
+				return fmt.Sprintf("%s: %s is denied by deny_rules of network_policies.%s (%s)", j.what(), what, e.Policy, rule.describe())
+			}
+		}
+	}
+	return ""
+}
+
+// deniesOperation asks for everything that a persisted operation may be: each
+// chosen endpoint has a registry of its own.
+func (j *requestJudge) deniesOperation(rule *RequestRule, op graphql.Operation, chosen []*Rule) (string, bool) {
+	for _, c := range chosen {
+		if known, ok := c.Endpoint.resolve(op); ok {
+			if field, denied := rule.deniesOperation(known); denied {
+				return field, true
+			}
+		}
+	}
+	return "", false
+}
+
+// allowed asks whether the chosen endpoints together allow the request.
+func (j *requestJudge) allowed(chosen []*Rule) Decision {
+	first := chosen[0]
+	audit := !slices.ContainsFunc(chosen, func(r *Rule) bool { return !r.Endpoint.Audit })
+	switch first.Endpoint.Protocol {
+	case ProtocolGraphQL:
+		return j.allowedGraphQL(chosen, audit)
+	case ProtocolWebSocket:
+		if j.upgrade == "" && j.method != MethodWebSocketText && j.method != MethodWebSocketBinary {
+			return j.refuse(first, fmt.Sprintf("%s: network_policies.%s has protocol: websocket and takes WebSocket upgrades only",
+				j.what(), first.Endpoint.Policy), audit)
+		}
+	case ProtocolREST:
+	default:
+		return j.decide(first, Allow, fmt.Sprintf("%s: network_policies.%s does not inspect requests", j.what(), first.Endpoint.Policy))
+	}
+	for _, c := range chosen {
+		if c.Endpoint.allowsRequest(j.method, j.target) {
+			return j.decide(c, Allow, fmt.Sprintf("%s: allowed by network_policies.%s", j.what(), c.Endpoint.Policy))
+		}
+	}
+	return j.refuse(first, fmt.Sprintf("%s: not among what network_policies.%s allows (%s)",
+		j.what(), first.Endpoint.Policy, first.Endpoint.describeAllow()), audit)
+}
+
+func (j *requestJudge) allowedGraphQL(chosen []*Rule, audit bool) Decision {
+	first := chosen[0]
+	policy := first.Endpoint.Policy
+	if j.upgrade != "" && j.method == "GET" {
+		return j.decide(first, Allow, fmt.Sprintf("%s: network_policies.%s judges every operation that comes over it", j.what(), policy))
+	}
+	if !slices.Contains([]string{"GET", "POST", MethodWebSocketText}, j.method) {
+		return j.refuse(first, fmt.Sprintf("%s: network_policies.%s has protocol: graphql, which is spoken by GET and POST only", j.what(), policy), audit)
+	}
+	if len(j.operations) == 0 {
+		return j.malformedBy(first, "it asks for no GraphQL operation")
+	}
+	by := first
+	for _, op := range j.operations {
+		registered := false
+		i := slices.IndexFunc(chosen, func(c *Rule) bool {
+			known, ok := c.Endpoint.resolve(op)
+			registered = registered || ok
+			return ok && c.Endpoint.allowsOperation(known)
+		})
+		switch {
+		case i >= 0:
+			by = chosen[i]
+		case !registered:
+			return j.refuse(first, fmt.Sprintf("%s: the %s came without its document and is not registered in network_policies.%s (graphql_persisted_queries with persisted_queries: allow_registered)",
+				j.what(), describeOperation(op), policy), audit)
+		default:
+			return j.refuse(first, fmt.Sprintf("%s: the %s%s is not among what network_policies.%s allows (%s)",
+				j.what(), describeOperation(op), describeFields(op.Fields), policy, first.Endpoint.describeAllow()), audit)
+		}
+	}
+	return j.decide(by, Allow, fmt.Sprintf("%s: every operation is allowed by network_policies.%s", j.what(), by.Endpoint.Policy))
+}
+
+func describeFields(fields []string) string {
+	if len(fields) == 0 {
+		return ""
+	}
+	return " with fields [" + strings.Join(fields, ", ") + "]"
+}
+
+// what names the request, for a person.
+func (j *requestJudge) what() string { return j.method + " " + j.target.path }
+
+func (j *requestJudge) decide(by *Rule, v Verdict, why string) Decision {
+	d := Decision{Verdict: v, Layer: j.layer, Rule: by, Reason: why}
+	if by != nil {
+		d.Endpoint = by.Endpoint
+	}
+	return d
+}
+
+// refuse denies, or in audit mode lets through and says what would have been.
+func (j *requestJudge) refuse(by *Rule, why string, audit bool) Decision {
+	d := j.deny(by, why)
+	if !audit {
+		return d
+	}
+	pass := j.decide(by, Allow, fmt.Sprintf("let through by enforcement: audit of network_policies.%s; %s", by.Endpoint.Policy, why))
+	pass.Audit, pass.Would = true, &d
+	return pass
+}
+
+func (j *requestJudge) deny(by *Rule, why string) Decision {
+	return j.decide(by, Deny, why)
+}
+
+func (j *requestJudge) malformed(why string) Decision { return j.malformedBy(nil, why) }
+
+func (j *requestJudge) malformedBy(by *Rule, why string) Decision {
+	d := j.deny(by, "malformed request: "+why)
+	d.Malformed = true
+	return d
+}
+
+func (j *requestJudge) step(o *Rule, matched, won bool, why string) {
+	if j.trace == nil {
+		return
+	}
+	e := o.Endpoint
+	text := fmt.Sprintf("network_policies.%s: %s protocol: %s", e.Policy, o.Destination, e.Protocol)
+	if e.Path != "" {
+		text += " path: " + e.Path
+	}
+	j.trace(Step{Layer: o.Source, Rule: o.ID, Text: text, Matched: matched, Won: won, Why: why})
+}
+
+// isToken reports whether s is a token of RFC 9110 5.6.2.
+func isToken(s string) bool {
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if !('0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
+			return false
+		}
+	}
+	return s != ""
 }
