@@ -214,28 +214,29 @@ func (r *reader) digits() bool {
 func (r *reader) string() (string, error) {
 	r.pos++ // the quote
 	start := r.pos
-	var decoded []byte // nil while there is no escape
+	var decoded strings.Builder // empty while there is no escape
 	for ; r.pos < len(r.text); r.pos++ {
 		switch c := r.text[r.pos]; {
 		case c == '"':
 			run := r.text[start:r.pos]
 			r.pos++
-			if decoded == nil {
+			if decoded.Len() == 0 {
 				return run, nil
 			}
-			return string(append(decoded, run...)), nil
+			decoded.WriteString(run)
+			return decoded.String(), nil
 		case c < 0x20:
 			return "", r.fail("a control character must be escaped")
 		case c == '\\':
-			if decoded == nil {
-				decoded = make([]byte, 0, 2*(r.pos-start)+64)
+			if decoded.Len() == 0 {
+				decoded.Grow(r.pos - start + max(strings.IndexByte(r.text[r.pos:], '"'), utf8.UTFMax))
 			}
-			decoded = append(decoded, r.text[start:r.pos]...)
+			decoded.WriteString(r.text[start:r.pos])
 			char, err := r.escape()
 			if err != nil {
 				return "", err
 			}
-			decoded = utf8.AppendRune(decoded, char)
+			decoded.WriteRune(char)
 			start = r.pos + 1
 		}
 	}

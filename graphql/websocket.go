@@ -111,6 +111,8 @@ func (k messageKind) message(typ, id, payload string) (Message, error) {
 	mark := len(r.out)
 	r.out = append(r.out, `,"payload":`...)
 	switch {
+	case k.operation && payload == "":
+		return Message{}, refuse(MissingDocument, "message of type %q without a payload", typ)
 	case k.operation:
 		op, err := readEnvelope(r)
 		if err != nil {
