@@ -90,6 +90,18 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// The levels of a message's payload are counted with those around it.
+func TestMessageLimits(t *testing.T) {
+	for n, want := range map[int]Code{125: "", 126: TooDeep} {
+		text := `{"id":"1","type":"subscribe","payload":{"query":"{a}","variables":{"x":` +
+			strings.Repeat("[", n) + strings.Repeat("]", n) + `}}}`
+		_, err := ParseMessage(TransportWS, []byte(text))
+		if got := codeOf(err); got != want || err != nil && want == "" {
+			t.Errorf("%d lists: got %v, want %q", n, err, want)
+		}
+	}
+}
+
 func manyKeys(n int) string {
 	keys := make([]string, n)
 	for i := range keys {
