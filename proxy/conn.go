@@ -1,0 +1,195 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"runtime/debug"
+	"time"
+
+	"weir/rules"
+)
+
+// handle is one connection, from top to bottom.
+func (s *Server) handle(ctx context.Context, f *flow) {
+	defer s.done(ctx, f)
+	defer s.caught(f)
+
+	dst, err := s.destination(f)
+	if err != nil {
+		f.cut(deny(rules.AddressGuard, "%v", err))
+		return
+	}
+	f.learn(func(r *rules.Request) {
+		r.Addr, r.Port = dst.Addr(), dst.Port()
+		if s.Names != nil {
+			r.Names = s.Names(dst.Addr(), f.started)
+		}
+	})
+	client, err := sideOf(f.c)
+	if err != nil {
+		f.cut(deny(rules.Default, "the client is gone: %v", err))
+		return
+	}
+	f.out.init(client, side{}, &f.moved.out, &s.stores)
+
+	d := s.judge(ctx, f)
+	if d.Verdict == rules.Inspect {
+		d = s.hear(ctx, f, dst)
+	}
+	switch {
+	case d.Verdict == rules.Deny:
+		f.cut(d)
+	case d.Verdict == rules.Inspect && d.Endpoint == nil:
+		f.cut(deny(rules.Default, "the policy leaves it open: %s", d.Reason))
+	case d.Verdict == rules.Inspect && s.Relay == nil:
+		d.Verdict, d.Reason = rules.Deny, d.Reason+"; inspected connections are not served here"
+		f.cut(d)
+	case d.Verdict == rules.Inspect:
+		s.inspect(ctx, f, d, dst)
+	default:
+		s.pass(ctx, f, client, dst)
+	}
+}
+
+// destination asks the kernel where the client wanted to go.
+func (s *Server) destination(f *flow) (netip.AddrPort, error) {
+	dst, err := s.OriginalDst(f.c)
+	if err != nil {
+		return dst, fmt.Errorf("made to Weir's listener itself, or its destination is not known: %w", err)
+	}
+	dst = netip.AddrPortFrom(dst.Addr().Unmap().WithZone(""), dst.Port())
+	if !dst.IsValid() || dst == addrPort(f.c.LocalAddr()) {
+		return dst, errors.New("made to Weir's listener itself; nothing is proxied on request")
+	}
+	return dst, nil
+}
+
+// judge asks the policy about f as it is known, finding the program first if
+// that is what is missing.
+func (s *Server) judge(ctx context.Context, f *flow) rules.Decision {
+	for {
+		generation := s.generation.Load()
+		p := s.Policy()
+		r := f.facts(s.now())
+		d := p.Decide(r)
+		if d.Verdict == rules.Inspect && d.NeedProgram && r.Program == nil && !r.ProgramFailed {
+			s.findProgram(ctx, f)
+			continue
+		}
+		session := ""
+		if p != nil {
+			session = p.Session()
+		}
+		f.setDecision(d, session, generation)
+		if generation == s.generation.Load() {
+			return d
+		}
+	}
+}
+
+// hear waits for the client's first message and judges by what it says.
+func (s *Server) hear(ctx context.Context, f *flow, dst netip.AddrPort) rules.Decision {
+	claim, err := s.look(&f.out, time.Now().Add(s.limits.Silence), dst)
+	if err == nil && claim.Kind == rules.ClaimNone {
+		d := s.judgeClaim(ctx, f, claim)
+		if d.Verdict == rules.Allow {
+			f.unheard = true
+			return d
+		}
+		// Silence is not enough. The client may only be slow to speak.
+		claim, err = s.look(&f.out, f.since.Add(s.limits.Hello), dst)
+	}
+	switch {
+	case errors.Is(err, errPeekFull):
+		return deny(rules.Default, "%s", s.gauges.peeking.full())
+	case err != nil && err != io.EOF:
+		return deny(rules.Default, "ended before it said whom it wants to reach: %v", plainError(err))
+	}
+	return s.judgeClaim(ctx, f, claim)
+}
+
+// judgeClaim judges f by its first message.
+func (s *Server) judgeClaim(ctx context.Context, f *flow, claim rules.Claim) rules.Decision {
+	s.learnClaim(ctx, f, claim)
+	return s.judge(ctx, f)
+}
+
+// pass connects f to its destination and moves bytes until both sides ended.
+func (s *Server) pass(ctx context.Context, f *flow, client side, dst netip.AddrPort) {
+	up, err := s.dial(ctx, dst)
+	if err != nil {
+		f.fail("could not connect: " + err.Error())
+		return
+	}
+	outside, err := sideOf(up)
+	if err != nil || !f.goLive(up, false) {
+		abort(up)
+		return
+	}
+	if f.judgedAt() != s.generation.Load() {
+		s.rejudge(ctx, f) // the policy changed while this was dialled
+	}
+	f.out.dst = outside
+	f.in.init(outside, client, &f.moved.in, &s.stores)
+	if f.wantsName() {
+		f.out.seen = s.watch(ctx, f, dst)
+	}
+	back := make(chan struct{})
+	go s.passBack(f, back)
+	s.passOut(ctx, f, dst)
+	<-back
+}
+
+// passOut moves bytes from the container to the outside. What a client says
+// that was silent so far is judged before any of it goes out.
+func (s *Server) passOut(ctx context.Context, f *flow, dst netip.AddrPort) {
+	defer s.caught(f)
+	if f.unheard {
+		claim, err := s.look(&f.out, time.Time{}, dst)
+		switch {
+		case errors.Is(err, errPeekFull):
+			f.cut(deny(rules.Default, "%s", s.gauges.peeking.full()))
+			return
+		case err != nil && err != io.EOF:
+			f.hangUp()
+			return
+		case claim.Kind != rules.ClaimNone:
+			s.learnClaim(ctx, f, claim)
+			if !s.rejudge(ctx, f) {
+				return
+			}
+		}
+	}
+	if err := f.out.run(); err != nil {
+		f.hangUp()
+	}
+}
+
+// passBack moves bytes from the outside to the container.
+func (s *Server) passBack(f *flow, ended chan<- struct{}) {
+	defer close(ended)
+	defer s.caught(f)
+	if err := f.in.run(); err != nil {
+		f.hangUp()
+	}
+}
+
+// done ends f: both sides closed, one event, its place given back.
+func (s *Server) done(ctx context.Context, f *flow) {
+	s.learnRest(ctx, f)
+	f.close()
+	s.Record(f.event(s.now()))
+	s.unregister(f)
+}
+
+// caught turns a panic in the handling of one connection into its refusal.
+func (s *Server) caught(f *flow) {
+	if p := recover(); p != nil {
+		s.log.Error("panic in a connection", "container", s.Container.Name, "panic", p, "stack", string(debug.Stack()))
+		f.cut(deny(rules.Default, "internal error: %v", p))
+		f.hangUp()
+	}
+}

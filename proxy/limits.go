@@ -1,0 +1,132 @@
+package proxy
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Limits keep one container from using up the daemon or the host. A zero
+// field means its default. Who hits one is refused at once; one event of type
+// limit a second and limit says how often.
+type Limits struct {
+	// Connections is how many may be open at once. Each takes two file
+	// descriptors, and while the receiving side is slow up to 32 KB of
+	// buffers. Default 8192.
+	Connections int
+	// PerSecond is how many new connections a second are taken, with a burst
+	// of as many. Default 20000.
+	PerSecond int
+	// Dialing is how many may wait for the outside to answer. Default 1024.
+	Dialing int
+	// Peeking is how many may have sent some, not all, of a ClientHello or
+	// HTTP head. Each holds at most PeekBytes. Default 512.
+	Peeking int
+	// PeekBytes is how long a ClientHello or HTTP head may be. Default 65536.
+	PeekBytes int
+	// Pipes is how many may be moved by splice(2) at this moment, two file
+	// descriptors and 64 KB of kernel memory each; the others are copied.
+	// Default 128.
+	Pipes int
+
+	// Silence is how long a client is waited for before it is judged as one
+	// that says nothing. Default 200 ms.
+	Silence time.Duration
+	// Hello is how long a client may take for its whole first message, and
+	// how long one that may not stay silent is waited for. Default 5 s.
+	Hello time.Duration
+	// Dial is how long the outside may take to answer. Default 10 s.
+	Dial time.Duration
+	// Lookup is how long finding the program or proving a name may take.
+	// Default 5 s.
+	Lookup time.Duration
+	// Idle is how long a connection may move nothing at all. Default 2 h
+	// 4 min, the least that RFC 5382 (REQ-5) grants an established
+	// connection. Found at most an eighth later.
+	Idle time.Duration
+}
+
+func (l Limits) withDefaults() Limits {
+	fill := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	wait := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	fill(&l.Connections, 8192)
+	fill(&l.PerSecond, 20000)
+	fill(&l.Dialing, 1024)
+	fill(&l.Peeking, 512)
+	fill(&l.PeekBytes, 64<<10)
+	fill(&l.Pipes, 128)
+	wait(&l.Silence, 200*time.Millisecond)
+	wait(&l.Hello, 5*time.Second)
+	wait(&l.Dial, 10*time.Second)
+	wait(&l.Lookup, 5*time.Second)
+	wait(&l.Idle, 2*time.Hour+4*time.Minute)
+	return l
+}
+
+// A gauge counts what is under way against a limit, and who was refused.
+type gauge struct {
+	what    string // "open connections"
+	most    int64
+	now     atomic.Int64
+	refused atomic.Int64
+}
+
+// enter takes a place; who gets true has to leave.
+func (g *gauge) enter() bool {
+	if g.now.Add(1) > g.most {
+		g.now.Add(-1)
+		g.refused.Add(1)
+		return false
+	}
+	return true
+}
+
+func (g *gauge) leave() { g.now.Add(-1) }
+
+// full is the reason given to whoever was refused.
+func (g *gauge) full() string {
+	if g.most == 0 {
+		return "out of " + g.what
+	}
+	return fmt.Sprintf("limit of %d %s reached", g.most, g.what)
+}
+
+// gauges are the limits that count.
+type gauges struct {
+	connections, dialing, peeking gauge
+	// Of these only the refusals count; the limiter and the kernel say when.
+	fresh, accepting gauge
+	limiter          *rate.Limiter
+}
+
+func (g *gauges) init(l Limits) {
+	g.connections.what, g.connections.most = "open connections", int64(l.Connections)
+	g.dialing.what, g.dialing.most = "connections waiting for the outside", int64(l.Dialing)
+	g.peeking.what, g.peeking.most = "unfinished first messages", int64(l.Peeking)
+	g.fresh.what, g.fresh.most = "new connections a second", int64(l.PerSecond)
+	g.accepting.what = "file descriptors or memory of the daemon"
+	g.limiter = rate.NewLimiter(rate.Limit(l.PerSecond), l.PerSecond)
+}
+
+func (g *gauges) all() [5]*gauge {
+	return [...]*gauge{&g.connections, &g.dialing, &g.peeking, &g.fresh, &g.accepting}
+}
+
+// admit decides whether another connection is taken on.
+func (g *gauges) admit() bool {
+	if !g.limiter.Allow() {
+		g.fresh.refused.Add(1)
+		return false
+	}
+	return g.connections.enter()
+}

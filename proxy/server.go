@@ -1,0 +1,255 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"weir/audit"
+	"weir/rules"
+)
+
+// A Server is the data path of one container. Fill in the fields, call Serve
+// once, and change nothing afterwards. All methods may be called at any time
+// from any goroutine.
+type Server struct {
+	// Container is whose connections these are; it comes with the listener
+	// and is never looked up.
+	Container rules.Container
+	// Policy returns the policy to judge by now. Required. Whoever makes it
+	// return another one calls Rejudge afterwards.
+	Policy func() *rules.Policy
+	// Names returns the names that this container resolved to an address and
+	// that still count; the slice is kept, not changed. nil: none.
+	Names func(a netip.Addr, now time.Time) []string
+	// Prove resolves a name and reports whether the answer contains the
+	// address. It is asked about an address without names only, and only where
+	// a yes can lead to an allow. nil: nothing can be proven.
+	Prove func(ctx context.Context, name string, a netip.Addr) bool
+	// Program finds who opened the connection client → dst, as seen inside
+	// the container. It is asked only where a rule lists programs. nil, an
+	// error or a nil Program: not found.
+	Program func(ctx context.Context, client, dst netip.AddrPort) (*rules.Program, error)
+	// OriginalDst returns where the client wanted to go (SO_ORIGINAL_DST).
+	// Required.
+	OriginalDst func(c *net.TCPConn) (netip.AddrPort, error)
+	// Dial connects to an address. nil: from this process's network namespace.
+	// Loopback, unspecified and multicast addresses never get here.
+	Dial func(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error)
+	// Record stores an event and returns its id; it blocks while the store
+	// cannot keep up. Required.
+	Record func(audit.Event) int64
+	// Relay serves a connection whose requests are judged one by one, until
+	// it ends; see Inspected. nil: such connections are refused.
+	Relay func(ctx context.Context, in Inspected) error
+	// Limits; zero fields mean their defaults.
+	Limits Limits
+	// Log gets panics and accept failures. nil: discarded; both are events.
+	Log *slog.Logger
+	// Now is the clock of decisions and events. nil: time.Now.
+	Now func() time.Time
+
+	once    sync.Once
+	limits  Limits
+	gauges  gauges
+	stores  stores
+	now     func() time.Time
+	connect func(context.Context, netip.AddrPort) (*net.TCPConn, error)
+	log     *slog.Logger
+
+	// generation counts calls of Rejudge, so that a flow which was judged
+	// just before one and becomes live just after it is judged again.
+	generation atomic.Uint64
+
+	mu       sync.Mutex
+	flows    map[uint64]*flow
+	lastID   uint64
+	closing  bool
+	listener *net.TCPListener
+	handlers sync.WaitGroup // one per accepted connection; added to under mu while not closing
+	served   chan struct{}  // closed when Serve's loop has ended; nil before Serve
+}
+
+// ErrClosed is the answer of Serve when it was called after Shutdown or twice.
+var ErrClosed = errors.New("proxy: already served or shut down; make a new Server")
+
+func (s *Server) init() {
+	s.once.Do(func() {
+		s.limits = s.Limits.withDefaults()
+		s.gauges.init(s.limits)
+		s.stores.init(s.limits.Pipes)
+		s.flows = make(map[uint64]*flow)
+		if s.now = s.Now; s.now == nil {
+			s.now = time.Now
+		}
+		if s.connect = s.Dial; s.connect == nil {
+			s.connect = dialDirect
+		}
+		if s.log = s.Log; s.log == nil {
+			s.log = slog.New(slog.DiscardHandler)
+		}
+	})
+}
+
+// Serve accepts and handles connections until Shutdown is called or ctx is
+// done, then waits for them to end and for their events to be recorded. It
+// returns nil after Shutdown. When ctx is done it cuts what is live and
+// returns ctx's error. It does not close l, which belongs to the attachment;
+// if someone else does, Serve cuts everything and says so.
+func (s *Server) Serve(ctx context.Context, l *net.TCPListener) error {
+	s.init()
+	s.mu.Lock()
+	if s.closing || s.served != nil {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	s.listener = l
+	s.served = make(chan struct{})
+	s.mu.Unlock()
+
+	l.SetDeadline(time.Time{})
+	defer context.AfterFunc(ctx, func() {
+		l.SetDeadline(time.Unix(1, 0))
+		s.cutAll("Weir stopped")
+	})()
+	house, closeHouse := context.WithCancel(ctx)
+	housekeeping := make(chan struct{})
+	go func() {
+		defer close(housekeeping)
+		s.keepHouse(house)
+	}()
+
+	err := s.accept(ctx, l)
+	close(s.served)
+	if err != nil {
+		s.cutAll("Weir stopped")
+	}
+	s.handlers.Wait()
+	closeHouse()
+	<-housekeeping
+	s.reportLimits()
+	s.stores.close()
+	return err
+}
+
+// accept takes connections until it is told to stop.
+func (s *Server) accept(ctx context.Context, l *net.TCPListener) error {
+	for pause := time.Millisecond; ; {
+		c, err := l.AcceptTCP()
+		switch {
+		case s.stopping():
+			if err == nil {
+				abort(c)
+			}
+			return nil
+		case ctx.Err() != nil:
+			if err == nil {
+				abort(c)
+			}
+			return ctx.Err()
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept: %w", err)
+		case err != nil:
+			// Out of file descriptors or memory: the connection stays in the
+			// backlog, so try again soon, but do not spin.
+			s.gauges.accepting.refused.Add(1)
+			s.log.Warn("accept failed", "container", s.Container.Name, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+			pause = min(2*pause, time.Second)
+			continue
+		}
+		pause = time.Millisecond
+		if !s.gauges.admit() {
+			abort(c)
+			continue
+		}
+		f, ok := s.register(c)
+		if !ok {
+			s.gauges.connections.leave()
+			abort(c)
+			continue
+		}
+		go s.handle(ctx, f)
+	}
+}
+
+// Shutdown stops accepting and waits until the live connections have ended.
+// When ctx is done first, the rest is cut. It returns after the last event
+// was recorded; the error is ctx's if something had to be cut.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.init()
+	s.mu.Lock()
+	s.closing = true
+	l, served := s.listener, s.served
+	s.mu.Unlock()
+	if served == nil {
+		return nil
+	}
+	l.SetDeadline(time.Unix(1, 0))
+	<-served
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		s.handlers.Wait()
+	}()
+	select {
+	case <-drained:
+		return nil
+	case <-ctx.Done():
+	}
+	s.cutAll("Weir stopped")
+	<-drained
+	return ctx.Err()
+}
+
+func (s *Server) stopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
+// keepHouse reports limits every second and closes idle connections.
+func (s *Server) keepHouse(ctx context.Context) {
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
+	idle := time.NewTicker(max(s.limits.Idle/8, time.Millisecond))
+	defer idle.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-second.C:
+			s.reportLimits()
+		case <-idle.C:
+			s.sweepIdle(time.Now())
+		}
+	}
+}
+
+// reportLimits records one event for each limit hit since the last time.
+func (s *Server) reportLimits() {
+	for _, g := range s.gauges.all() {
+		n := g.refused.Swap(0)
+		if n == 0 {
+			continue
+		}
+		s.Record(audit.Event{
+			Time:          s.now(),
+			Type:          audit.Limit,
+			ContainerID:   s.Container.ID,
+			ContainerName: s.Container.Name,
+			Verdict:       "deny",
+			Transport:     string(rules.TCP),
+			Reason:        fmt.Sprintf("%s: %d connections refused", g.full(), n),
+		})
+	}
+}
