@@ -1,0 +1,220 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"sync"
+
+	"github.com/google/nftables"
+)
+
+// Spec describes the capture wanted in one namespace.
+type Spec struct {
+	// Name tells the attachment's lock on the host from others': 1 to 64
+	// letters, digits and dashes, for example the start of the container's
+	// id. It must stay the same across restarts. Required.
+	Name string
+	// Host is the namespace in which the other ends of the container's
+	// interfaces lie. Nil means the one that this process runs in.
+	Host *NetNS
+}
+
+// Connection is one that was cut because it was there before the attach.
+type Connection struct {
+	Protocol      string // "tcp" or "udp"
+	Local, Remote netip.AddrPort
+}
+
+// Attachment is an installed Spec. Its methods may be called from several
+// goroutines.
+type Attachment struct {
+	ns        *NetNS
+	host      *NetNS
+	ownHost   bool // host was opened here
+	listeners *listeners
+	closedOld []Connection
+	rules     ruleset
+	lock      lock
+	links     *links
+	conn      *nftables.Conn // in the container's namespace
+
+	mu         sync.Mutex
+	done       bool
+	loWasDown  bool
+	interfaces []Interface
+	print      fingerprint
+	foreign    map[string]bool
+}
+
+var validName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+
+// Install captures everything that leaves the namespace: first the lock on the
+// host's side of its interfaces, then listeners inside, then the ruleset in one
+// batch; then it cuts the connections that were there before. It takes over
+// what a dead daemon left under the same name. All or nothing: after an error
+// the namespace and the host are as they were (rules of a dead daemon that
+// were replaced by then are removed with the rest). ns must stay open until
+// Close or Release. It gives ErrHostNetwork for the host's own namespace and a
+// *FeatureError when the kernel lacks something.
+func Install(ctx context.Context, ns *NetNS, s Spec) (*Attachment, error) {
+	if !validName.MatchString(s.Name) {
+		return nil, fmt.Errorf("attachment name %q: use 1 to 64 letters, digits and dashes", s.Name)
+	}
+	host := s.Host
+	if host == nil {
+		var err error
+		if host, err = own(); err != nil {
+			return nil, err
+		}
+	}
+	a := &Attachment{ns: ns, host: host, ownHost: s.Host == nil, foreign: map[string]bool{}}
+	undo := &undoList{}
+	undo.add(a.closeHost)
+	if err := a.install(ctx, s.Name, undo); err != nil {
+		return nil, errors.Join(explain(err), undo.run())
+	}
+	return a, nil
+}
+
+func (a *Attachment) install(ctx context.Context, name string, undo *undoList) error {
+	if a.ns.ID() == a.host.ID() {
+		return fmt.Errorf("attach %s: %w", name, ErrHostNetwork)
+	}
+	var err error
+	if a.links, err = openLinks(a.ns, a.host); err != nil {
+		return err
+	}
+	undo.add(func() error { a.links.close(); return nil })
+	if a.conn, err = openNFT(a.ns); err != nil {
+		return err
+	}
+	undo.add(a.conn.CloseLasting)
+	a.lock = lock{name: name}
+	if a.lock.conn, err = openNFT(a.host); err != nil {
+		return err
+	}
+	undo.add(a.lock.conn.CloseLasting)
+
+	undo.add(a.lock.remove)
+	if err := a.lockInterfaces(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if a.listeners, err = listen(a.ns); err != nil {
+		return err
+	}
+	undo.add(a.listeners.close)
+	a.rules = newRuleset(a.listeners.ports())
+	undo.add(func() error { return removeTable(a.conn, a.rules.table) })
+	if err := a.rules.install(a.conn, a.links.uplinkIndexes(a.interfaces)); err != nil {
+		return err
+	}
+	undo.add(a.takeLoopbackDown)
+	undo.add(a.links.takeRoutes)
+	if a.loWasDown, err = a.links.giveRoutes(); err != nil {
+		return err
+	}
+	if a.closedOld, err = a.cut(); err != nil {
+		return err
+	}
+	if a.print, err = takeFingerprint(a.conn, a.rules.table); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+func (a *Attachment) takeLoopbackDown() error {
+	if !a.loWasDown {
+		return nil
+	}
+	return a.links.takeLoopback()
+}
+
+func openNFT(ns *NetNS) (*nftables.Conn, error) {
+	c, err := nftables.New(nftables.WithNetNSFd(ns.fd()), nftables.AsLasting())
+	if err != nil {
+		return nil, fmt.Errorf("open nftables in namespace %s: %w", ns.ID(), err)
+	}
+	return c, nil
+}
+
+// undoList is what to do when a later step fails, last first.
+type undoList struct{ steps []func() error }
+
+func (u *undoList) add(f func() error) { u.steps = append(u.steps, f) }
+
+func (u *undoList) run() error {
+	var errs []error
+	for _, step := range slices.Backward(u.steps) {
+		errs = append(errs, step())
+	}
+	return errors.Join(errs...)
+}
+
+// TCP accepts every TCP connection that leaves the container, but DNS; see
+// OriginalDst.
+func (a *Attachment) TCP() *net.TCPListener { return a.listeners.tcp }
+
+// DNS receives every query to port 53 of any address, by UDP and by TCP. An
+// answer by UDP must be sent to the very address that ReadFrom returned.
+func (a *Attachment) DNS() (net.PacketConn, net.Listener) {
+	return a.listeners.dnsUDP, a.listeners.dnsTCP
+}
+
+// Interfaces are the container's interfaces now, lo excepted.
+func (a *Attachment) Interfaces() []Interface {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.interfaces)
+}
+
+// Closed are the connections that Install cut.
+func (a *Attachment) Closed() []Connection { return slices.Clone(a.closedOld) }
+
+// Close gives the namespace back as it was and closes the listeners. A second
+// call does nothing.
+func (a *Attachment) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.done {
+		return nil
+	}
+	a.done = true
+	return errors.Join(
+		removeTable(a.conn, a.rules.table),
+		a.links.takeRoutes(), a.takeLoopbackDown(),
+		a.lock.remove(),
+		a.closeHandles(),
+	)
+}
+
+// Release closes the listeners and leaves ruleset and lock where they are: the
+// container has no way out until a later Install takes over, or Remove.
+func (a *Attachment) Release() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.done {
+		return nil
+	}
+	a.done = true
+	return a.closeHandles()
+}
+
+func (a *Attachment) closeHandles() error {
+	a.links.close()
+	return errors.Join(a.listeners.close(), a.conn.CloseLasting(), a.lock.conn.CloseLasting(), a.closeHost())
+}
+
+func (a *Attachment) closeHost() error {
+	if !a.ownHost {
+		return nil
+	}
+	return a.host.Close()
+}

@@ -1,0 +1,2 @@
+// Package redirect captures what leaves one network namespace.
+package redirect

@@ -1,0 +1,146 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// listeners are the three sockets opened inside the namespace, on ports that
+// the kernel chose. SO_REUSEPORT is not set: with it any program of the same
+// user in the container could share the port and take part of the traffic.
+type listeners struct {
+	tcp    *net.TCPListener
+	dnsTCP *net.TCPListener
+	dnsUDP *dnsConn
+}
+
+func listen(ns *NetNS) (*listeners, error) {
+	l := &listeners{}
+	err := ns.do(func() error {
+		var err error
+		if l.tcp, err = net.ListenTCP("tcp", nil); err != nil {
+			return err
+		}
+		if l.dnsTCP, err = net.ListenTCP("tcp", nil); err != nil {
+			return err
+		}
+		udp, err := net.ListenUDP("udp", nil)
+		if err != nil {
+			return err
+		}
+		l.dnsUDP, err = newDNSConn(udp)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen in network namespace %s: %w", ns.ID(), err), l.close())
+	}
+	return l, nil
+}
+
+func (l *listeners) ports() ports {
+	return ports{
+		tcp:    uint16(l.tcp.Addr().(*net.TCPAddr).Port),
+		dnsTCP: uint16(l.dnsTCP.Addr().(*net.TCPAddr).Port),
+		dnsUDP: uint16(l.dnsUDP.LocalAddr().(*net.UDPAddr).Port),
+	}
+}
+
+func (l *listeners) close() error {
+	var errs []error
+	if l.tcp != nil {
+		errs = append(errs, l.tcp.Close())
+	}
+	if l.dnsTCP != nil {
+		errs = append(errs, l.dnsTCP.Close())
+	}
+	if l.dnsUDP != nil {
+		errs = append(errs, l.dnsUDP.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// dnsConn is the UDP listener. A redirected datagram arrives at an address
+// that the kernel chose (127.0.0.1, ::1, or an inner bridge's); the reply has
+// to leave from that very address, or connection tracking does not translate
+// it back to the address that was asked. So ReadFrom remembers it in the
+// peer's address, and WriteTo sends from it.
+type dnsConn struct {
+	*net.UDPConn
+}
+
+// peer is a client's address together with the address it reached us at.
+type peer struct {
+	net.UDPAddr
+	at netip.Addr
+}
+
+func newDNSConn(c *net.UDPConn) (*dnsConn, error) {
+	d := &dnsConn{c}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return d, err
+	}
+	var sysErr error
+	err = raw.Control(func(fd uintptr) {
+		sysErr = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)
+		if sysErr != nil { // a kernel without IPv6
+			sysErr = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1)
+		}
+	})
+	return d, errors.Join(err, sysErr)
+}
+
+// ReadFrom reads one query. The address it returns must be given to WriteTo
+// unchanged.
+func (d *dnsConn) ReadFrom(p []byte) (int, net.Addr, error) {
+	var oob [64]byte
+	n, oobn, _, from, err := d.ReadMsgUDPAddrPort(p, oob[:])
+	if err != nil {
+		return n, nil, err
+	}
+	return n, &peer{*net.UDPAddrFromAddrPort(from), arrivedAt(oob[:oobn])}, nil
+}
+
+// WriteTo sends one answer to an address that ReadFrom returned.
+func (d *dnsConn) WriteTo(p []byte, to net.Addr) (int, error) {
+	client, ok := to.(*peer)
+	if !ok {
+		return 0, fmt.Errorf("write dns answer to %v: the address is not one that a query came from", to)
+	}
+	n, _, err := d.WriteMsgUDPAddrPort(p, sendFrom(client.at), client.AddrPort())
+	return n, err
+}
+
+// arrivedAt reads the local address out of IPV6_PKTINFO or IP_PKTINFO
+// (RFC 3542 section 6.2, ip(7)); the zero Addr when there is none.
+func arrivedAt(oob []byte) netip.Addr {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, m := range messages {
+		switch {
+		case m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= 16:
+			return netip.AddrFrom16([16]byte(m.Data[:16]))
+		case m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= 12:
+			return netip.AddrFrom4([4]byte(m.Data[8:12]))
+		}
+	}
+	return netip.Addr{}
+}
+
+// sendFrom is the control message that makes at the source address. The
+// interface stays open, the route decides it.
+func sendFrom(at netip.Addr) []byte {
+	switch {
+	case at.Is4():
+		return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: at.As4()})
+	case at.Is6():
+		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: at.As16()})
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	events "github.com/mdlayher/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// recheck is how often everything is compared although no event came.
+	recheck = 5 * time.Second
+	// restorePause bounds how often a container that changes its ruleset in a
+	// loop makes us work: 50 times a second.
+	restorePause = 20 * time.Millisecond
+)
+
+// Watch keeps the capture whole until ctx ends or the attachment is closed: it
+// restores our ruleset when it was changed, locks new interfaces, and compares
+// everything every five seconds. report is called for each change, one call at
+// a time and at most about fifty times a second; it must return soon, because
+// nothing is restored meanwhile. Changes that others make outside of our
+// tables are left alone. It returns nil when ctx ends, else what failed.
+func (a *Attachment) Watch(ctx context.Context, report func(Tamper)) error {
+	g, ctx := errgroup.WithContext(ctx)
+	rules, changed := make(chan struct{}, 1), make(chan struct{}, 1)
+	g.Go(func() error {
+		return follow(ctx, a.ns, unix.NETLINK_NETFILTER, []uint32{unix.NFNLGRP_NFTABLES}, rules)
+	})
+	g.Go(func() error {
+		groups := []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR}
+		return follow(ctx, a.ns, unix.NETLINK_ROUTE, groups, changed)
+	})
+	g.Go(func() error { return a.watch(ctx, rules, changed, report) })
+	if err := g.Wait(); err != nil && !errors.Is(err, ErrClosed) {
+		return fmt.Errorf("watch namespace %s: %w", a.ns.ID(), err)
+	}
+	return nil
+}
+
+func (a *Attachment) watch(ctx context.Context, rules, changed <-chan struct{}, report func(Tamper)) error {
+	tick := time.NewTicker(recheck)
+	defer tick.Stop()
+	all := []func() ([]Tamper, error){a.checkInterfaces, a.checkRuleset, a.checkHostLock}
+	checks := all // what happened before the events were subscribed to
+	for {
+		restored := false
+		for _, check := range checks {
+			found, err := check()
+			for _, t := range found {
+				restored = restored || t.Restored
+				report(t)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if restored {
+			select {
+			case <-ctx.Done():
+			case <-time.After(restorePause):
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-rules:
+			checks = []func() ([]Tamper, error){a.checkRuleset}
+		case <-changed:
+			checks = []func() ([]Tamper, error){a.checkInterfaces}
+		case <-tick.C:
+			checks = all
+		}
+	}
+}
+
+// follow turns the messages of netlink groups into wake-ups until ctx ends.
+// The channel holds one; more say nothing new. Messages that were lost for
+// want of buffer (ENOBUFS, netlink(7)) are a wake-up too.
+func follow(ctx context.Context, ns *NetNS, family int, groups []uint32, wake chan<- struct{}) error {
+	conn, err := events.Dial(family, &events.Config{NetNS: ns.fd()})
+	if err != nil {
+		return fmt.Errorf("open netlink events: %w", err)
+	}
+	defer conn.Close()
+	for _, group := range groups {
+		if err := conn.JoinGroup(group); err != nil {
+			return fmt.Errorf("join netlink group %d: %w", group, err)
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+		if _, err := conn.Receive(); ctx.Err() != nil {
+			return nil
+		} else if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return fmt.Errorf("receive netlink events: %w", err)
+		}
+	}
+}
