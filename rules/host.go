@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -49,8 +51,8 @@ func CanonicalName(s string) (string, error) {
 	if _, err := netip.ParseAddr(n); err == nil {
 		return "", fmt.Errorf("name %q: %w", s, ErrAddress)
 	}
-	for i := 0; i < len(n); i++ { // before IDNA, so that its mapping hides nothing
-		if c := n[i]; c < 0x80 && !nameByte(c|0x20) && !nameByte(c) && c != '.' {
+	for _, c := range n { // before IDNA, so that its mapping hides nothing
+		if c == utf8.RuneError || c < 0x80 && !nameByte(byte(unicode.ToLower(c))) && c != '.' {
 			return "", fmt.Errorf("name %q: %q may not be in a host name", s, c)
 		}
 	}
@@ -93,7 +95,7 @@ func checkName(s string) error {
 			return errLongLabel
 		}
 		if i == len(s) && numeric(s[start:]) {
-			return fmt.Errorf("its last label is a number, as of an IPv4 address in an unusual form: %w", ErrAddress)
+			return errNumber
 		}
 		start = i + 1
 	}
@@ -105,8 +107,19 @@ var (
 	errEmptyLabel = errors.New("has an empty label")
 	errLongName   = errors.New("longer than 253 bytes")
 	errLongLabel  = errors.New("has a label longer than 63 bytes")
+	errNumber     = fmt.Errorf("its last label is a number, so some programs read it as an IPv4 address: %w", ErrAddress)
 	errNameByte   = errors.New("only letters, digits, hyphen and underscore may be in a host name")
 )
+
+// lookupName is CanonicalName for names on the path of a decision: it does
+// not allocate when s is canonical, and trusts A-labels, which match only the
+// rules that spell them the same.
+func lookupName(s string) (string, error) {
+	if checkName(s) == nil {
+		return s, nil
+	}
+	return CanonicalName(s)
+}
 
 func nameByte(c byte) bool {
 	return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_'

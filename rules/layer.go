@@ -1,7 +1,9 @@
 package rules
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -11,22 +13,116 @@ import (
 type Layer struct {
 	source   Source
 	rules    []Rule
+	entries  []entry // most specific first: of two that match, the first wins
+	exact    map[string]*index
+	globs    globIndex
+	every    *index      // container "*"
 	expiries []time.Time // sorted
 }
 
-// NewLayer indexes rules.
+// entry is one rule, or one of several addresses that a rule is about, in the
+// order of precedence inside its layer.
+type entry struct {
+	rule       *Rule
+	rank       rank
+	dest       destination
+	ports      *portSet
+	binaries   []string
+	allowedIPs []netip.Prefix // of an endpoint with a host; nil is any
+	transports transports
+	effect     effect
+	reason     string
+}
+
+// NewLayer indexes the rules of one source: Global, Session or Builtin. The
+// rules are shared, not copied, and must never change afterwards. They should
+// have come from Canonical; text in another form is read as Canonical would.
+//
+// The error quotes the first rule that Canonical would have refused.
 func NewLayer(source Source, rs []Rule) (*Layer, error) {
 	if slices.Index(precedence[:], source) < 0 {
 		return nil, fmt.Errorf("layer %q cannot hold rules: use global, session or builtin", source)
 	}
-	return &Layer{source: source, rules: rs}, nil
+	l := &Layer{source: source, rules: rs, exact: map[string]*index{}}
+
+	type place struct {
+		rank  rank
+		order int64
+		rule  int32
+		part  int32 // of a rule about several addresses
+	}
+	all := make([]parsed, len(rs))
+	places := make([]place, 0, len(rs))
+	ports := map[string]*portSet{}
+	for i := range rs {
+		r, p := &rs[i], &all[i]
+		var err error
+		if *p, err = parseRule(r, ports); err != nil {
+			return nil, fmt.Errorf("%s rule %s: %w", source, r.name(), err)
+		}
+		if source != Global && !p.container.every() {
+			return nil, fmt.Errorf("%s rule %s: container %q: only global rules choose containers", source, r.name(), r.Container)
+		}
+		for part := range p.parts(r) {
+			places = append(places, place{p.rank(p.part(r, part)), r.Order, int32(i), int32(part)})
+		}
+		if !r.Expires.IsZero() {
+			l.expiries = append(l.expiries, r.Expires)
+		}
+	}
+	slices.SortFunc(l.expiries, time.Time.Compare)
+	slices.SortFunc(places, func(a, b place) int {
+		if a.rank != b.rank {
+			return cmp.Compare(a.rank, b.rank)
+		}
+		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.rule, b.rule), cmp.Compare(a.part, b.part))
+	})
+
+	l.entries = make([]entry, len(places))
+	for i, at := range places {
+		r, p := &rs[at.rule], &all[at.rule]
+		e := &l.entries[i]
+		*e = entry{
+			rule: r, rank: at.rank, dest: p.part(r, int(at.part)), ports: p.ports, binaries: p.binaries,
+			transports: p.transports, effect: p.effect, reason: reasonOf(source, r, p),
+		}
+		if r.Endpoint != nil && p.dest.kind != listed {
+			e.allowedIPs = r.Endpoint.AllowedIPs
+		}
+		l.indexFor(&p.container, len(rs)).add(l.entries, int32(i))
+	}
+	l.finish()
+	return l, nil
 }
 
-// BuiltinLayer returns the rules that every container has.
+// parts is the number of entries that a rule becomes.
+func (p *parsed) parts(r *Rule) int {
+	if p.dest.kind == listed {
+		return len(r.Endpoint.AllowedIPs)
+	}
+	return 1
+}
+
+func (p *parsed) part(r *Rule, i int) destination {
+	if p.dest.kind == listed {
+		return networkDestination(r.Endpoint.AllowedIPs[i])
+	}
+	return p.dest
+}
+
+// BuiltinLayer returns the rules that every container has: its own loopback,
+// by address and by name, is allowed.
 func BuiltinLayer() *Layer {
-	l, err := NewLayer(Builtin, nil)
+	var rs []Rule
+	for i, d := range []string{"127.0.0.1", "::1", "localhost"} {
+		rs = append(rs, Rule{
+			ID: "builtin-" + d, Source: Builtin, Container: "*", Destination: d, Ports: "*",
+			Transport: Any, Action: ActionAllow, Order: int64(i), Notes: "the container's own loopback",
+		})
+	}
+	l, err := NewLayer(Builtin, rs)
 	if err != nil {
-		panic(err)
+		panic(err) // the three rules above are constant and canonical
 	}
 	return l
 }
@@ -34,7 +130,7 @@ func BuiltinLayer() *Layer {
 // Source says which layer it is.
 func (l *Layer) Source() Source { return l.source }
 
-// Rules returns the layer's rules in canonical form. They must not be changed.
+// Rules returns the layer's rules as they were given. They must not be changed.
 func (l *Layer) Rules() []Rule { return l.rules }
 
 func (l *Layer) nextExpiry(now time.Time) (time.Time, bool) {

@@ -37,6 +37,7 @@ type Policy struct {
 	allowAll bool
 	session  string
 	guard    Guard
+	learning string // the reason of what learning mode allows
 }
 
 // precedence is the order in which layers are asked.
@@ -50,6 +51,10 @@ func Compile(s Stack) *Policy {
 		if l != nil {
 			p.layers = append(p.layers, l)
 		}
+	}
+	p.learning = "learning mode allows everything and records it"
+	if p.session != "" {
+		p.learning = "session " + p.session + " is in learning mode, which allows everything and records it"
 	}
 	slices.SortStableFunc(p.layers, func(a, b *Layer) int {
 		return slices.Index(precedence[:], a.source) - slices.Index(precedence[:], b.source)
