@@ -251,18 +251,21 @@ func (l *Log) Shutdown(ctx context.Context) error {
 		close(l.closed)
 		l.room.Broadcast()
 	}
-	if !l.serving {
-		defer l.mu.Unlock()
-		if n := len(l.queue); n > 0 {
-			return fmt.Errorf("%d audit events were not stored: the log was never served", n)
-		}
+	idle := !l.serving && len(l.queue) == 0
+	l.mu.Unlock()
+	if idle {
 		return nil
 	}
-	l.mu.Unlock()
 
 	select {
 	case <-l.done:
 	case <-ctx.Done():
+		l.mu.Lock()
+		serving, waiting := l.serving, len(l.queue)
+		l.mu.Unlock()
+		if !serving {
+			return fmt.Errorf("%d audit events were not stored: the log was never served: %w", waiting, ctx.Err())
+		}
 		l.cancel()
 		<-l.done // Append got a cancelled context; storeDeadline bounds it in any case
 	}
