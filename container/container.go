@@ -68,6 +68,9 @@ type Container struct {
 
 	NetNS   string  // path that opens the namespace while it lives
 	NetNSID NetNSID // zero when not running
+	// Problem: the container runs, but its process could not be looked at;
+	// NetNS and what follows from it are empty.
+	Problem error
 	// HostNetwork: the namespace is the host's, or the container asks for it.
 	HostNetwork bool
 
@@ -167,6 +170,8 @@ func (c Container) requireAttachable() error {
 		return fmt.Errorf("%s %w: a firewall around it would be one around the host; give the container a network of its own", c.Name, ErrHostNetwork)
 	case !c.Running:
 		return fmt.Errorf("%s: %w; start it first: %s start %s", c.Name, ErrNotRunning, runtimeCommand(c.Runtime), c.Name)
+	case c.Problem != nil:
+		return c.Problem
 	}
 	return nil
 }

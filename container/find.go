@@ -56,6 +56,10 @@ func (r *Runtimes) findPID(ctx context.Context, arg string) (Container, error) {
 	if err != nil || pid <= 0 {
 		return Container{}, fmt.Errorf("%q is not a process id; use pid:1234", arg)
 	}
+	if pid == 1 {
+		// Also where this process may not look at init's namespaces.
+		return Container{Name: "pid:1", Running: true, PID: 1, HostNetwork: true}, nil
+	}
 	id, start, err := processNetNS(pid)
 	if isGone(err) {
 		return Container{}, fmt.Errorf("no process %d: %w", pid, ErrNotFound)
@@ -193,11 +197,7 @@ func (r *Runtimes) findNamed(ctx context.Context, ref string) (Container, error)
 		// The runtime that did not answer may have a container of this name.
 		return Container{}, fmt.Errorf("a prefix cannot be told apart while a runtime does not answer; use the full id %s: %w", candidates[0].ID, errors.Join(failed...))
 	}
-	c, err := where.inspect(ctx, candidates[0].ID)
-	if err != nil {
-		return Container{}, err
-	}
-	return c, nil
+	return where.inspect(ctx, candidates[0].ID)
 }
 
 // nameOf is the container's own name among those that links to it add.

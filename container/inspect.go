@@ -48,31 +48,33 @@ func (rt *runtime) raw(ctx context.Context, id string) (container.InspectRespons
 
 // inspect reads everything about one container. Its namespace is read from
 // /proc between two equal answers of the runtime, so that the process id
-// cannot have been another process's meanwhile.
+// cannot have been another process's meanwhile; where that fails, Problem
+// says why.
 func (rt *runtime) inspect(ctx context.Context, id string) (Container, error) {
 	in, err := rt.raw(ctx, id)
 	if err != nil {
 		return Container{}, err
 	}
+	var c Container
 	for range 3 {
-		c, err := rt.convert(ctx, in)
-		if err != nil || !c.Running {
+		if c, err = rt.convert(ctx, in); err != nil || !c.Running {
 			return c, err
 		}
-		procErr := c.readProcess()
-		again, err := rt.raw(ctx, id)
-		if err != nil {
-			return Container{}, err
+		err = c.readProcess()
+		again, errAgain := rt.raw(ctx, id)
+		if errAgain != nil {
+			return Container{}, errAgain
 		}
 		if again.State.Pid == in.State.Pid && again.State.StartedAt == in.State.StartedAt && again.State.Running {
-			if procErr != nil {
-				return Container{}, fmt.Errorf("main process %d of %s, as told by %s: %w", c.PID, c.Name, rt.socket, procErr)
+			if err != nil {
+				c.Problem = fmt.Errorf("main process %d of %s, as told by %s: %w", c.PID, c.Name, rt.socket, err)
 			}
 			return c, nil
 		}
 		in = again
 	}
-	return Container{}, fmt.Errorf("%s keeps restarting: %w; see its log", strings.TrimPrefix(in.Name, "/"), ErrNotRunning)
+	c.Problem = fmt.Errorf("%s keeps restarting; see \"%s logs %s\": %w", c.Name, runtimeCommand(rt.socket), c.Name, ErrNotRunning)
+	return c, nil
 }
 
 // readProcess fills what /proc knows of the main process.

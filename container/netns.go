@@ -95,10 +95,15 @@ func netNSOf(f *os.File) (NetNSID, error) {
 // isHostNetNS reports whether id is the namespace of the host's first process
 // or of this one.
 func isHostNetNS(id NetNSID) (bool, error) {
-	for _, path := range []string{"/proc/1/ns/net", "/proc/self/ns/net"} {
+	for _, path := range []string{"/proc/self/ns/net", "/proc/1/ns/net"} {
 		f, host, err := openNetNS(path)
+		if errors.Is(err, fs.ErrPermission) && path != "/proc/self/ns/net" {
+			// An init with capabilities that this process was not given: then
+			// our own namespace, from which connections are made, has to do.
+			continue
+		}
 		if err != nil {
-			return false, fmt.Errorf("read the host's own namespace (needs root): %w", err)
+			return false, fmt.Errorf("read the host's own namespace: %w", err)
 		}
 		f.Close()
 		if host == id {

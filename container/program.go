@@ -169,8 +169,8 @@ func (h holder) unchanged() error {
 // holders walks the processes that could hold a socket of the namespace.
 //
 // These are more than those that live in it: a process can leave it after it
-// has made the socket. Left out are only those in this process's own network
-// and pid namespaces, where nobody gets to from a container.
+// has made the socket. Left out are only init and those in this process's own
+// network and pid namespaces, where nobody gets to from a container.
 func (p *Programs) holders(ctx context.Context, links map[string]bool) ([]holder, error) {
 	pids, err := numbers("/proc")
 	if err != nil {
@@ -214,6 +214,9 @@ func (p *Programs) holders(ctx context.Context, links map[string]bool) ([]holder
 // candidate says whether a process must be looked at. One whose namespaces
 // cannot be read has ended or is a zombie: it holds nothing.
 func (p *Programs) candidate(pid int) bool {
+	if pid == 1 {
+		return false
+	}
 	net, err := os.Readlink(procPath(pid, "ns/net"))
 	if err != nil {
 		// A leader that ended while its threads go on: look at these.
@@ -303,7 +306,7 @@ func (p *Programs) ancestors(pid int, v *view) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("ancestors: process %d: %w", pid, err)
 		}
-		if child.ppid == 0 {
+		if child.ppid <= 1 {
 			return paths, nil
 		}
 		parent, err := readProcess(child.ppid)

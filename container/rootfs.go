@@ -59,7 +59,7 @@ func (r *Root) ReadFile(name string, max int64) (File, error) {
 		return File{}, err
 	}
 	defer handle.Close()
-	file, _, err := stat(handle, name)
+	file, err := stat(handle, name)
 	if err != nil {
 		return File{}, err
 	}
@@ -123,7 +123,7 @@ func (r *Root) write(name string, data []byte, mode fs.FileMode) error {
 			dir.Close()
 			if !path.IsAbs(target) {
 				// Not cleaned: ".." after a symlink is for the kernel to follow.
-				target = path.Dir(name) + "/" + target
+				target = name[:strings.LastIndexByte(name, '/')+1] + target
 			}
 			name = target
 			continue
@@ -163,7 +163,6 @@ func replace(dir *os.File, base string, data []byte, mode fs.FileMode) error {
 		err = f.Chown(int(old.Uid), int(old.Gid))
 	}
 	if err == nil {
-		// After chown, which takes set-id bits away.
 		err = f.Chmod(fs.FileMode(old.Mode & 0o777))
 	}
 	if err == nil {
@@ -171,9 +170,6 @@ func replace(dir *os.File, base string, data []byte, mode fs.FileMode) error {
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = unix.Renameat(int(dir.Fd()), temp, int(dir.Fd()), base)
-	}
-	if errors.Is(err, unix.EBUSY) {
-		err = fmt.Errorf("something is mounted over it: %w", err)
 	}
 	if err != nil {
 		return errors.Join(err, unix.Unlinkat(int(dir.Fd()), temp, 0))
@@ -187,11 +183,30 @@ func (r *Root) parent(name string) (*os.File, string, error) {
 	if strings.HasSuffix(name, "/") || base == "." || base == ".." || base == "/" {
 		return nil, "", errors.New("not the name of a file")
 	}
-	dir, err := r.open(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_XDEV)
-	if errors.Is(err, unix.EXDEV) {
-		err = fmt.Errorf("its directory is a mount of its own (a volume or a part of the host): %w", err)
+	// Not path.Dir, which resolves ".." as if there were no symlinks.
+	dir, err := r.open("/"+name[:strings.LastIndexByte(name, '/')+1], unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		if errors.Is(err, unix.EXDEV) {
+			err = fmt.Errorf("its directory is a mount of its own (a volume or a part of the host): %w", err)
+		}
+		return nil, "", err
 	}
-	return dir, base, err
+	// Seen from another mount namespace, a rename or removal would take away
+	// what is mounted there instead of failing.
+	fd, err := unix.Openat2(int(dir.Fd()), base, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_BENEATH,
+	})
+	if err == nil {
+		unix.Close(fd)
+	} else if !errors.Is(err, unix.ENOENT) {
+		dir.Close()
+		if errors.Is(err, unix.EXDEV) {
+			err = fmt.Errorf("something is mounted over it: %w", err)
+		}
+		return nil, "", err
+	}
+	return dir, base, nil
 }
 
 func (r *Root) open(name string, flags int, resolve uint64) (*os.File, error) {
@@ -213,15 +228,15 @@ func (r *Root) open(name string, flags int, resolve uint64) (*os.File, error) {
 }
 
 // stat is a regular file's owner and mode.
-func stat(f *os.File, name string) (File, unix.Stat_t, error) {
+func stat(f *os.File, name string) (File, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return File{}, st, fmt.Errorf("stat %s in the container: %w", name, err)
+		return File{}, fmt.Errorf("stat %s in the container: %w", name, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return File{}, st, fmt.Errorf("%s in the container is not a regular file", name)
+		return File{}, fmt.Errorf("%s in the container is not a regular file", name)
 	}
-	return File{Mode: fs.FileMode(st.Mode & 0o777), UID: int(st.Uid), GID: int(st.Gid)}, st, nil
+	return File{Mode: fs.FileMode(st.Mode & 0o777), UID: int(st.Uid), GID: int(st.Gid)}, nil
 }
 
 func readlinkat(dir *os.File, base string) (string, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -124,10 +123,10 @@ func (rt *runtime) follow(ctx context.Context, emit func(Event)) (synced bool, e
 	}
 	// The runtime answers before it subscribes us; asking for the events since
 	// a moment ago closes that gap.
-	since := time.Now().Add(-time.Second)
+	since := time.Now()
 	filters := client.Filters{}.Add("type", "container", "network")
 	connecting := time.AfterFunc(rt.owner.timeout(), cancel)
-	stream := cli.Events(ctx, client.EventsListOptions{Since: strconv.FormatInt(since.Unix(), 10), Filters: filters})
+	stream := cli.Events(ctx, client.EventsListOptions{Since: fmt.Sprintf("%d.%09d", since.Unix(), since.Nanosecond()), Filters: filters})
 	if !connecting.Stop() {
 		return false, &UnreachableError{Socket: rt.socket, Timeout: rt.owner.timeout(), Err: errSlow}
 	}
@@ -246,7 +245,7 @@ func (rt *runtime) tell(ctx context.Context, m events.Message, emit func(Event))
 	}
 	c, err := rt.inspect(ctx, id)
 	switch {
-	case errors.Is(err, ErrNotFound) || errors.Is(err, ErrNotRunning) || isGone(err):
+	case errors.Is(err, ErrNotFound):
 		return nil // gone again; its end follows in the queue
 	case err != nil:
 		return err
