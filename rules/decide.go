@@ -241,7 +241,7 @@ func (p *Policy) request(q *query, r Request, trace func(Step)) Decision {
 	ls := l.lists(nil, q, whole)
 	for n, ok := next(ls); ok; n, ok = next(ls) {
 		e := &l.entries[n]
-		if e.effect != inspects || slices.Contains(offered, e.rule) {
+		if e.rule.Endpoint == nil || slices.Contains(offered, e.rule) {
 			continue
 		}
 		switch q.match(e) {

@@ -17,7 +17,6 @@ const (
 	globbed                         // an endpoint's host with stars
 	address                         // one address
 	network                         // a CIDR
-	listed                          // an endpoint without host: its allowed_ips
 )
 
 // destination is a parsed destination pattern.
@@ -47,10 +46,8 @@ func (d *destination) String() string {
 		return d.glob.pattern
 	case address:
 		return d.prefix.Addr().String()
-	case network:
-		return d.prefix.String()
 	default:
-		return ""
+		return d.prefix.String()
 	}
 }
 
@@ -136,13 +133,7 @@ func networkDestination(p netip.Prefix) destination {
 
 // parseEndpointHost reads the destination of a rule with an endpoint, whose
 // stars mean something narrower than those of parseDestination.
-func parseEndpointHost(s string, allowed []netip.Prefix) (destination, error) {
-	if s == "" {
-		if len(allowed) == 0 {
-			return destination{}, errors.New("an endpoint needs a host, or allowed_ips that say which addresses it is about")
-		}
-		return destination{kind: listed}, nil
-	}
+func parseEndpointHost(s string) (destination, error) {
 	if !strings.Contains(s, "*") {
 		return parseDestination(s)
 	}

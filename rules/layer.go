@@ -20,15 +20,14 @@ type Layer struct {
 	expiries []time.Time // sorted
 }
 
-// entry is one rule, or one of several addresses that a rule is about, in the
-// order of precedence inside its layer.
+// entry is one rule with its text read.
 type entry struct {
 	rule       *Rule
 	rank       rank
 	dest       destination
 	ports      *portSet
 	binaries   []string
-	allowedIPs []netip.Prefix // of an endpoint with a host; nil is any
+	allowedIPs []netip.Prefix // of an endpoint; nil is any
 	transports transports
 	effect     effect
 	reason     string
@@ -49,7 +48,6 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		rank  rank
 		order int64
 		rule  int32
-		part  int32 // of a rule about several addresses
 	}
 	all := make([]parsed, len(rs))
 	places := make([]place, 0, len(rs))
@@ -63,9 +61,7 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		if source != Global && !p.container.every() {
 			return nil, fmt.Errorf("%s rule %s: container %q: only global rules choose containers", source, r.name(), r.Container)
 		}
-		for part := range p.parts(r) {
-			places = append(places, place{p.rank(p.part(r, part)), r.Order, int32(i), int32(part)})
-		}
+		places = append(places, place{p.rank(), r.Order, int32(i)})
 		if !r.Expires.IsZero() {
 			l.expiries = append(l.expiries, r.Expires)
 		}
@@ -75,7 +71,7 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		if a.rank != b.rank {
 			return cmp.Compare(a.rank, b.rank)
 		}
-		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.rule, b.rule), cmp.Compare(a.part, b.part))
+		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.rule, b.rule))
 	})
 
 	l.entries = make([]entry, len(places))
@@ -83,31 +79,16 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		r, p := &rs[at.rule], &all[at.rule]
 		e := &l.entries[i]
 		*e = entry{
-			rule: r, rank: at.rank, dest: p.part(r, int(at.part)), ports: p.ports, binaries: p.binaries,
+			rule: r, rank: at.rank, dest: p.dest, ports: p.ports, binaries: p.binaries,
 			transports: p.transports, effect: p.effect, reason: reasonOf(source, r, p),
 		}
-		if r.Endpoint != nil && p.dest.kind != listed {
+		if r.Endpoint != nil {
 			e.allowedIPs = r.Endpoint.AllowedIPs
 		}
 		l.indexFor(&p.container, len(rs)).add(l.entries, int32(i))
 	}
 	l.finish()
 	return l, nil
-}
-
-// parts is the number of entries that a rule becomes.
-func (p *parsed) parts(r *Rule) int {
-	if p.dest.kind == listed {
-		return len(r.Endpoint.AllowedIPs)
-	}
-	return 1
-}
-
-func (p *parsed) part(r *Rule, i int) destination {
-	if p.dest.kind == listed {
-		return networkDestination(r.Endpoint.AllowedIPs[i])
-	}
-	return p.dest
 }
 
 // BuiltinLayer returns the rules that every container has: its own loopback,

@@ -106,8 +106,8 @@ func (q *query) matchBesidesName(e *entry) match {
 	if q.transport != overBoth && !e.ports.contains(q.port) {
 		return no
 	}
-	if q.addrCount > 0 && e.dest.named() {
-		if e.effect != refuses && isLocalhost(e.dest.name) && !q.addrs[0].IsLoopback() {
+	if q.addrCount > 0 {
+		if e.effect != refuses && e.dest.named() && isLocalhost(e.dest.name) && !q.addrs[0].IsLoopback() {
 			return no // somebody's DNS says that localhost is elsewhere
 		}
 		if len(e.allowedIPs) > 0 && !inAny(e.allowedIPs, q.addrs[0]) {

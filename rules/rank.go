@@ -10,7 +10,8 @@ import (
 // package comment, one field after the other from the highest bit down.
 type rank uint64
 
-func (p *parsed) rank(d destination) rank {
+func (p *parsed) rank() rank {
+	d := &p.dest
 	container := uint64(0)
 	if p.container.every() {
 		container = 2
