@@ -63,7 +63,7 @@ func parseRule(r *Rule, ports map[string]*portSet) (parsed, error) {
 	if r.Endpoint == nil {
 		p.dest, err = parseDestination(r.Destination)
 	} else {
-		p.dest, err = parseEndpointHost(r.Destination)
+		p.dest, err = parseEndpointHost(r.Destination, r.Endpoint.AllowedIPs)
 	}
 	if err != nil {
 		return p, err

@@ -17,6 +17,7 @@ const (
 	globbed                         // an endpoint's host with stars
 	address                         // one address
 	network                         // a CIDR
+	listed                          // an endpoint without host: each of its allowed_ips
 )
 
 // destination is a parsed destination pattern.
@@ -46,8 +47,10 @@ func (d *destination) String() string {
 		return d.glob.pattern
 	case address:
 		return d.prefix.Addr().String()
-	default:
+	case network:
 		return d.prefix.String()
+	default:
+		return ""
 	}
 }
 
@@ -133,7 +136,11 @@ func networkDestination(p netip.Prefix) destination {
 
 // parseEndpointHost reads the destination of a rule with an endpoint, whose
 // stars mean something narrower than those of parseDestination.
-func parseEndpointHost(s string) (destination, error) {
+// An endpoint without host is about its allowed addresses.
+func parseEndpointHost(s string, allowed []netip.Prefix) (destination, error) {
+	if s == "" && len(allowed) > 0 {
+		return destination{kind: listed}, nil
+	}
 	if !strings.Contains(s, "*") {
 		return parseDestination(s)
 	}

@@ -36,7 +36,9 @@
 // that could never match, such as 2130706433 or 0177.1, which some programs
 // read as addresses. Names are compared in lower case, without trailing dot,
 // as IDNA A-labels. The host of an endpoint has its own, narrower stars: "*"
-// is one label or a part of one, "**" one or more, and neither is the apex.
+// is one label or a part of one, "**" one or more, and neither is the apex;
+// an endpoint with allowed_ips matches those addresses only, and without a
+// host it is about them whatever the name.
 //
 // # Precedence
 //

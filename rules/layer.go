@@ -3,6 +3,7 @@ package rules
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -20,7 +21,8 @@ type Layer struct {
 	expiries []time.Time // sorted
 }
 
-// entry is one rule with its text read.
+// entry is one rule with its text read; an endpoint without host is one entry
+// for each of its allowed_ips.
 type entry struct {
 	rule       *Rule
 	rank       rank
@@ -48,6 +50,7 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		rank  rank
 		order int64
 		rule  int32
+		part  int32 // of a rule that is several entries
 	}
 	all := make([]parsed, len(rs))
 	places := make([]place, 0, len(rs))
@@ -61,7 +64,9 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		if source != Global && !p.container.every() {
 			return nil, fmt.Errorf("%s rule %s: container %q: only global rules choose containers", source, r.name(), r.Container)
 		}
-		places = append(places, place{p.rank(), r.Order, int32(i)})
+		for part, dest := range p.destinations(r) {
+			places = append(places, place{p.rank(&dest), r.Order, int32(i), int32(part)})
+		}
 		if !r.Expires.IsZero() {
 			l.expiries = append(l.expiries, r.Expires)
 		}
@@ -71,7 +76,7 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		if a.rank != b.rank {
 			return cmp.Compare(a.rank, b.rank)
 		}
-		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.rule, b.rule))
+		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.rule, b.rule), cmp.Compare(a.part, b.part))
 	})
 
 	l.entries = make([]entry, len(places))
@@ -79,7 +84,7 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		r, p := &rs[at.rule], &all[at.rule]
 		e := &l.entries[i]
 		*e = entry{
-			rule: r, rank: at.rank, dest: p.dest, ports: p.ports, binaries: p.binaries,
+			rule: r, rank: at.rank, dest: p.destination(r, int(at.part)), ports: p.ports, binaries: p.binaries,
 			transports: p.transports, effect: p.effect, reason: reasonOf(source, r, p),
 		}
 		if r.Endpoint != nil {
@@ -89,6 +94,28 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 	}
 	l.finish()
 	return l, nil
+}
+
+// destinations yields the destinations of the entries that a rule becomes.
+func (p *parsed) destinations(r *Rule) iter.Seq2[int, destination] {
+	return func(yield func(int, destination) bool) {
+		if p.dest.kind != listed {
+			yield(0, p.dest)
+			return
+		}
+		for i := range r.Endpoint.AllowedIPs {
+			if !yield(i, p.destination(r, i)) {
+				return
+			}
+		}
+	}
+}
+
+func (p *parsed) destination(r *Rule, part int) destination {
+	if p.dest.kind == listed {
+		return networkDestination(r.Endpoint.AllowedIPs[part])
+	}
+	return p.dest
 }
 
 // BuiltinLayer returns the rules that every container has: its own loopback,

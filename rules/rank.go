@@ -10,8 +10,7 @@ import (
 // package comment, one field after the other from the highest bit down.
 type rank uint64
 
-func (p *parsed) rank() rank {
-	d := &p.dest
+func (p *parsed) rank(d *destination) rank {
 	container := uint64(0)
 	if p.container.every() {
 		container = 2

@@ -45,14 +45,18 @@ func (r *Rule) name() string {
 // reasonOf is the reason of a decision that a rule makes. It is made once,
 // when the rule is indexed, so that decisions need not build it.
 func reasonOf(s Source, r *Rule, p *parsed) string {
+	to := r.Destination
+	if p.dest.kind == listed {
+		to = "the addresses in allowed_ips"
+	}
 	verb := " allows "
 	if p.effect == refuses {
 		verb = " denies "
 	}
 	if r.ID == "" {
-		return "a " + string(s) + " rule" + verb + r.Destination + portSuffix(r, p)
+		return "a " + string(s) + " rule" + verb + to + portSuffix(r, p)
 	}
-	return string(s) + " rule " + r.ID + verb + r.Destination + portSuffix(r, p)
+	return string(s) + " rule " + r.ID + verb + to + portSuffix(r, p)
 }
 
 func portSuffix(r *Rule, p *parsed) string {
@@ -66,7 +70,12 @@ func portSuffix(r *Rule, p *parsed) string {
 func (r *Rule) text() string {
 	var b strings.Builder
 	b.WriteString(string(r.Action))
-	b.WriteString(" " + r.Destination)
+	b.WriteByte(' ')
+	if r.Destination == "" && r.Endpoint != nil {
+		fmt.Fprint(&b, r.Endpoint.AllowedIPs)
+	} else {
+		b.WriteString(r.Destination)
+	}
 	if r.Ports != "" && r.Ports != "*" {
 		b.WriteString(" ports " + r.Ports)
 	}
