@@ -106,9 +106,6 @@ func clean(raw []byte, name string, qtype uint16, now time.Time) (*answer, error
 		if h.Class != dns.ClassINET || dns.CanonicalName(h.Name) != owner || h.Rrtype != qtype && qtype != dns.TypeANY {
 			continue
 		}
-		if qtype == dns.TypeANY && h.Rrtype == dns.TypeCNAME && len(chain) > 0 {
-			continue
-		}
 		if found == maxRecords || !keep(rr) {
 			continue
 		}
@@ -172,11 +169,6 @@ func keep(rr dns.RR) bool {
 		return stripService(&rr.SVCB)
 	case *dns.OPT, *dns.TSIG, *dns.RRSIG:
 		return false // of the message, or over a set that was changed
-	case *dns.RFC3597:
-		// A record of a type that is understood comes this way only when
-		// its data is not what the type says.
-		_, known := dns.TypeToRR[rr.Hdr.Rrtype]
-		return !known
 	}
 	return true
 }

@@ -17,7 +17,8 @@ type Limits struct {
 	// NewNames is how many different names below one registrable domain
 	// (example.com with everything under it) may be asked for within
 	// NamesWindow; more are blocked. It bounds what can be carried out in
-	// labels under an allowed wildcard. 300 in 10 minutes.
+	// labels under an allowed wildcard. 300 in 10 minutes. Domains beyond the
+	// first 4096 of a window share one such budget.
 	NewNames    int
 	NamesWindow time.Duration
 	// Upstream is how many queries may wait for upstream; the rest is
@@ -44,7 +45,7 @@ func (l Limits) orDefaults() Limits {
 
 // maxDomains is how many registrable domains are counted apart; those beyond
 // share one budget.
-const maxDomains = 1024
+const maxDomains = 4096
 
 // budget counts the different names asked for under each registrable domain.
 type budget struct {

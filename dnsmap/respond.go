@@ -116,16 +116,13 @@ func (s *Server) decide(ctx context.Context, q *query, now time.Time, out []byte
 
 // local answers what is known without any DNS server, or returns nil.
 func (s *Server) local(ctx context.Context, q *query, out []byte) (_ []byte, reason string) {
-	if q.name == "localhost" || strings.HasSuffix(q.name, ".localhost") {
+	if isLocalhost(q.name) {
 		loopback := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 		return q.appendAddresses(out, loopback, localTTL), "the container's own loopback"
 	}
 	if addr, ok := reverseAddr(q.name); ok && s.Reverse != nil {
-		if names := s.Reverse(ctx, addr); len(names) > 0 {
-			if q.qtype != dns.TypePTR {
-				names = nil
-			}
-			return q.appendNames(out, names, localTTL), "address of a container on the same network"
+		if name := s.Reverse(ctx, addr); name != "" {
+			return q.appendPointer(out, name, localTTL), "address of a container on the same network"
 		}
 	}
 	if s.Local == nil {
@@ -165,6 +162,11 @@ func (q *query) refused(err error) (rcode int, reason string) {
 func special(name string) bool {
 	last := name[strings.LastIndexByte(name, '.')+1:]
 	return last == "onion" || last == "invalid"
+}
+
+// isLocalhost: these names are the container's own loopback (RFC 6761, 6.3).
+func isLocalhost(name string) bool {
+	return name == "localhost" || strings.HasSuffix(name, ".localhost")
 }
 
 func refusal(reason string) rules.Decision {

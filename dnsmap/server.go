@@ -9,8 +9,10 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
@@ -37,8 +39,9 @@ type Server struct {
 	// runtime's own DNS would, or none when it knows no such name. It is asked
 	// for every name and must answer from memory. nil: there are none.
 	Local func(ctx context.Context, name string) []netip.Addr
-	// Reverse is Local the other way round. nil: there are none.
-	Reverse func(ctx context.Context, addr netip.Addr) []string
+	// Reverse is Local the other way round; "" when it knows no such address.
+	// nil: there are none.
+	Reverse func(ctx context.Context, addr netip.Addr) string
 	Limits  Limits
 	Now     func() time.Time // nil: time.Now
 
@@ -52,7 +55,8 @@ type Server struct {
 }
 
 // Serve answers queries from pc and ln until ctx ends or one of them fails,
-// and closes both. Queries that then wait for upstream get no answer. It
+// and closes both. A reply is written to the very address that ReadFrom
+// returned, so pc may carry more in it, such as where the query arrived. Queries that then wait for upstream get no answer. It
 // returns nil when ctx ended.
 func (s *Server) Serve(ctx context.Context, pc net.PacketConn, ln net.Listener) error {
 	s.start()
@@ -66,17 +70,33 @@ func (s *Server) Serve(ctx context.Context, pc net.PacketConn, ln net.Listener) 
 		}
 		return err
 	})
-	g.Go(func() error { return s.serveUDP(ctx, g, pc) })
+	s.serveUDP(ctx, g, pc)
 	g.Go(func() error { return s.serveTCP(ctx, g, ln) })
 	g.Go(func() error { return s.reportLimits(ctx) })
-	if err := g.Wait(); err != nil && !errors.Is(err, errEnded) {
+	if err := g.Wait(); err != nil {
 		return fmt.Errorf("dns of container %s: %w", s.Container.Name, err)
 	}
 	return nil
 }
 
-// errEnded says that a loop ended because Serve was told to.
-var errEnded = errors.New("ended")
+// passing says whether a socket goes on after err: the machine is short of
+// something that another process may be using up.
+func passing(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// pause keeps a loop over a passing error from spinning.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(100 * time.Millisecond):
+	}
+}
 
 // Prove says whether name really resolves to addr, for a connection that
 // claims a name that the container never asked for. It passes through the same
@@ -85,10 +105,26 @@ var errEnded = errors.New("ended")
 func (s *Server) Prove(ctx context.Context, name string, addr netip.Addr) bool {
 	s.start()
 	name, err := rules.CanonicalName(name)
-	if err != nil || special(name) || s.Policy(name, 0).Verdict == rules.Deny {
+	if err != nil || special(name) || isLocalhost(name) {
+		return false
+	}
+	d := s.Policy(name, dns.TypeA)
+	if d.Verdict == rules.Deny && d.Rule != nil {
+		return false
+	}
+	if s.Local != nil {
+		if local := s.Local(ctx, name); len(local) > 0 {
+			return slices.Contains(local, plain(addr))
+		}
+	}
+	if d.Verdict == rules.Deny {
 		return false
 	}
 	now := s.now()
+	if !s.rate.AllowN(now, 1) {
+		s.hit(limitQueries, now)
+		return false
+	}
 	if _, ok := s.budget.allow(name, now); !ok {
 		s.hit(limitNames, now)
 		return false

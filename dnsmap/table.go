@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"container/list"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -363,12 +364,7 @@ func (a *names) measure() {
 func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 func without(es []*entry, gone *entry) []*entry {
-	for i, e := range es {
-		if e == gone {
-			return append(es[:i], es[i+1:]...)
-		}
-	}
-	return es
+	return slices.DeleteFunc(es, func(e *entry) bool { return e == gone })
 }
 
 func orDefault[T int | time.Duration](v, standard T) T {

@@ -29,6 +29,10 @@ func (s *Server) serveTCP(ctx context.Context, g *errgroup.Group, ln net.Listene
 			}
 			return nil
 		}
+		if passing(err) {
+			pause(ctx)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -57,34 +61,42 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn) {
 		return
 	}
 	// Every query that was read owns a place until its answer is written, so
-	// nobody blocks on replies.
+	// nobody ever blocks on replies.
 	places := make(chan struct{}, s.limits.PerConnection)
 	replies := make(chan []byte, s.limits.PerConnection)
-	done := make(chan struct{})
+	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(done)
-		writeReplies(c, replies, places)
+		defer close(stopped)
+		writeReplies(c, replies, places, stop)
 	}()
 	err := s.readQueries(ctx, c, places, replies)
 	if errors.Is(err, io.EOF) { // the client may have shut down only its side
-		for range cap(places) {
-			places <- struct{}{}
-		}
-	} else {
-		c.Close()
-		for range cap(places) { // answers that are still to come find replies open
-			places <- struct{}{}
+		drain(ctx, places)
+	}
+	close(stop)
+	<-stopped
+}
+
+// drain waits until all answers are written.
+func drain(ctx context.Context, places chan<- struct{}) {
+	for range cap(places) {
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return
 		}
 	}
-	close(replies)
-	<-done
 }
 
 func (s *Server) readQueries(ctx context.Context, c net.Conn, places chan struct{}, replies chan<- []byte) error {
 	r := bufio.NewReaderSize(c, maxQuery)
 	buf := make([]byte, maxQuery)
 	for {
-		places <- struct{}{}
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		if err := c.SetReadDeadline(time.Now().Add(tcpTimeout)); err != nil {
 			<-places
 			return err
@@ -106,18 +118,21 @@ func (s *Server) readQueries(ctx context.Context, c net.Conn, places chan struct
 	}
 }
 
-// writeReplies writes until replies is closed. After an error it only makes
+// writeReplies writes until stop is closed. After an error it only makes
 // places free.
-func writeReplies(c net.Conn, replies <-chan []byte, places <-chan struct{}) {
+func writeReplies(c net.Conn, replies <-chan []byte, places <-chan struct{}, stop <-chan struct{}) {
 	failed := false
-	for reply := range replies {
-		if !failed {
-			failed = writeFrame(c, reply) != nil
-			if failed {
+	for {
+		select {
+		case <-stop:
+			return
+		case reply := <-replies:
+			if !failed && writeFrame(c, reply) != nil {
+				failed = true
 				c.Close()
 			}
+			<-places
 		}
-		<-places
 	}
 }
 

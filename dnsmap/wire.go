@@ -219,13 +219,14 @@ func (q *query) appendAddresses(out []byte, addrs []netip.Addr, ttl uint32) []by
 	return q.appendEnd(out)
 }
 
-// appendNames answers a reverse lookup.
-func (q *query) appendNames(out []byte, names []string, ttl uint32) []byte {
-	names = names[:min(len(names), maxRecords)]
-	out = q.appendStart(out, len(names))
-	for _, n := range names {
-		out = q.appendRecord(out, ttl, appendName(nil, n))
+// appendPointer answers a reverse lookup: with name, or with nothing when
+// another type was asked for.
+func (q *query) appendPointer(out []byte, name string, ttl uint32) []byte {
+	if q.qtype != dns.TypePTR {
+		return q.appendEnd(q.appendStart(out, 0))
 	}
+	out = q.appendStart(out, 1)
+	out = q.appendRecord(out, ttl, appendName(nil, name))
 	return q.appendEnd(out)
 }
 
