@@ -2,7 +2,6 @@ package redirect
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -54,7 +53,7 @@ func (l *lab) namespace(name string) {
 	l.t.Helper()
 	l.sh("", "ip netns add "+l.prefix+name)
 	l.t.Cleanup(func() { exec.Command("ip", "netns", "del", l.prefix+name).Run() })
-	l.sh(name, "ip link set lo up")
+	l.sh(name, "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0; ip link set lo up")
 }
 
 // container makes one on the bridge at 172.30.0.N and 2001:db8:30::N.
@@ -63,7 +62,7 @@ func (l *lab) container(name string, n int) *NetNS {
 	l.namespace(name)
 	l.sh("", fmt.Sprintf("ip -n %[1]shost link add v%[2]s type veth peer name eth0 netns %[1]s%[2]s", l.prefix, name))
 	l.sh("host", fmt.Sprintf("ip link set v%s master br0 up", name))
-	l.sh(name, fmt.Sprintf(`ip addr add 172.30.0.%[1]d/24 dev eth0; ip -6 addr add 2001:db8:30::%[1]d/64 dev eth0 nodad; ip link set eth0 up
+	l.sh(name, fmt.Sprintf(`ip link set eth0 address 02:00:00:00:30:%02[1]x; ip addr add 172.30.0.%[1]d/24 dev eth0; ip -6 addr add 2001:db8:30::%[1]d/64 dev eth0 nodad; ip link set eth0 up
 		ip route add default via 172.30.0.1; ip -6 route add default via 2001:db8:30::1`, n))
 	return l.open(name)
 }
@@ -144,6 +143,12 @@ func (l *lab) state(in string) string {
 		for f in /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/* /proc/sys/net/ipv6/conf/*/*; do echo $f $(cat $f 2>/dev/null); done`)
 }
 
+// hostState is what Install may have changed in the host.
+func (l *lab) hostState() string {
+	l.t.Helper()
+	return l.sh("host", "nft list ruleset; ip route; ip rule; ip -6 rule")
+}
+
 // program is a long-running one in a namespace; it ends with the test.
 func (l *lab) program(in, python string) (line func() string) {
 	l.t.Helper()
@@ -196,4 +201,3 @@ func (l *lab) program(in, python string) (line func() string) {
 	}
 }
 
-var errNever = errors.New("never")

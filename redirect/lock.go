@@ -3,6 +3,7 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"math/big"
 	"net/netip"
 	"os"
 	"strings"
@@ -129,11 +130,12 @@ func lockNames(c *nftables.Conn) ([]string, error) {
 // marked, and only under its own addresses: with another sender it could talk
 // in a neighbour's connections or take the neighbour's traffic.
 func lockIngress(i Interface) chain {
-	const bit = lockMark
-	mac := i.mac.String()
-	rules := []rule{{"ether saddr != " + mac + " drop", match(etherSourceNot(i.mac), verdict(expr.VerdictDrop))}}
+	rules := []rule{{
+		fmt.Sprintf("@ll,48,48 != %s drop", number(i.mac)),
+		match(etherSourceNot(i.mac), verdict(expr.VerdictDrop)),
+	}}
 	pass := func(text string, parts ...[]expr.Any) {
-		marked := match(append(parts, setMark(bit, true), verdict(expr.VerdictAccept))...)
+		marked := match(append(parts, setMark(lockMark, true), verdict(expr.VerdictAccept))...)
 		rules = append(rules, rule{text + " meta mark set meta mark | 0x04000000 accept", marked})
 	}
 	for _, a := range i.addrs {
@@ -143,31 +145,34 @@ func lockIngress(i Interface) chain {
 		ip := a.AsSlice()
 		// RFC 826: sender hardware address at 8, sender protocol address at 14.
 		rules = append(rules, rule{
-			fmt.Sprintf("ether type arp arp saddr ether %s arp saddr ip %s accept", mac, a),
+			fmt.Sprintf("@ll,96,16 0x806 @nh,64,48 %s @nh,112,32 %s accept", number(i.mac), number(ip)),
 			match(etherType(unix.ETH_P_ARP), field(8, i.mac), field(14, ip), verdict(expr.VerdictAccept)),
 		})
-		pass(fmt.Sprintf("ether type ip ip saddr %s", a), etherType(unix.ETH_P_IP), field(12, ip))
+		pass(fmt.Sprintf("@ll,96,16 0x800 @nh,96,32 %s", number(ip)), etherType(unix.ETH_P_IP), field(12, ip))
 	}
 	// An advertisement speaks for its target (RFC 4861 section 4.4: at 8),
 	// whatever its sender is.
 	own := ip6Addrs(i)
 	for _, a := range own {
 		target := []expr.Any{payload(expr.PayloadBaseTransportHeader, 8, 16), equal(a.AsSlice())}
-		pass(fmt.Sprintf("ether type ip6 icmpv6 type nd-neighbor-advert icmpv6 taddr %s", a),
+		pass(fmt.Sprintf("@ll,96,16 0x86dd icmpv6 type nd-neighbor-advert @th,64,128 %s", number(a.AsSlice())),
 			etherType(unix.ETH_P_IPV6), icmp6Type(ndAdvert), target)
 	}
 	rules = append(rules, rule{
-		"ether type ip6 icmpv6 type nd-neighbor-advert drop",
+		"@ll,96,16 0x86dd icmpv6 type nd-neighbor-advert drop",
 		match(etherType(unix.ETH_P_IPV6), icmp6Type(ndAdvert), verdict(expr.VerdictDrop)),
 	})
 	for _, a := range own {
-		pass(fmt.Sprintf("ether type ip6 ip6 saddr %s", a), etherType(unix.ETH_P_IPV6), field(8, a.AsSlice()))
+		pass(fmt.Sprintf("@ll,96,16 0x86dd @nh,64,128 %s", number(a.AsSlice())), etherType(unix.ETH_P_IPV6), field(8, a.AsSlice()))
 	}
 	return chain{
 		name: i.Host, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookIngress,
 		priority: -500, policy: nftables.ChainPolicyDrop, device: i.Host, rules: rules,
 	}
 }
+
+// number prints bytes as nft does, as one hexadecimal number.
+func number(b []byte) string { return fmt.Sprintf("%#x", new(big.Int).SetBytes(b)) }
 
 // ip6Addrs are the interface's IPv6 addresses with the link-local one that it
 // will give itself when it comes up (RFC 4291 appendix A).
@@ -196,7 +201,7 @@ func lockPrerouting() chain {
 		name: "judge", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
 		priority: -199, policy: nftables.ChainPolicyAccept,
 		rules: []rule{
-			{"meta mark & 0x04000000 == 0 accept", match(markBits(lockMark, false), verdict(expr.VerdictAccept))},
+			{"meta mark & 0x04000000 == 0x00000000 accept", match(markBits(lockMark, false), verdict(expr.VerdictAccept))},
 			{"icmpv6 type nd-neighbor-solicit accept", match(icmp6Type(ndSolicit), verdict(expr.VerdictAccept))},
 			{"icmpv6 type nd-neighbor-advert accept", match(icmp6Type(ndAdvert), verdict(expr.VerdictAccept))},
 			{
@@ -215,7 +220,7 @@ func lockBridge() chain {
 		name: "judge", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
 		priority: 10, policy: nftables.ChainPolicyAccept,
 		rules: []rule{
-			{"meta mark & 0x04000000 != 0 drop", match(markBits(lockMark, true), verdict(expr.VerdictDrop))},
+			{"meta mark & 0x04000000 != 0x00000000 drop", match(markBits(lockMark, true), verdict(expr.VerdictDrop))},
 		},
 	}
 }

@@ -10,7 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rule is one nftables rule and the text that nft(8) prints for it.
+// rule is one nftables rule and the text that nft(8) prints for it. A bare
+// "reject" is port unreachable; "@ll,96,16" is 16 bits at bit 96 of the link
+// layer's header, likewise @nh and @th, which nft prints for matches that do
+// not let it assume the protocol.
 type rule struct {
 	text  string
 	exprs []expr.Any

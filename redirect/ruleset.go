@@ -92,13 +92,13 @@ func judgeOutput() chain {
 		priority: *nftables.ChainPriorityLast, policy: nftables.ChainPolicyDrop,
 		rules: []rule{
 			{"ip daddr 127.0.0.11 meta l4proto tcp reject with tcp reset", match(docker(), l4proto(unix.IPPROTO_TCP), rejectReset())},
-			{"ip daddr 127.0.0.11 reject with icmpx port-unreachable", match(docker(), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
+			{"ip daddr 127.0.0.11 reject", match(docker(), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
 			{"fib daddr type local accept", match(toLocal(), verdict(expr.VerdictAccept))},
 			{"ct direction reply ct state established,related accept", match(replying(), verdict(expr.VerdictAccept))},
 			{"icmpv6 type nd-neighbor-solicit accept", match(icmp6Type(ndSolicit), verdict(expr.VerdictAccept))},
 			{"icmpv6 type nd-neighbor-advert accept", match(icmp6Type(ndAdvert), verdict(expr.VerdictAccept))},
 			{"meta l4proto tcp reject with tcp reset", match(l4proto(unix.IPPROTO_TCP), rejectReset())},
-			{"meta l4proto udp reject with icmpx port-unreachable", match(l4proto(unix.IPPROTO_UDP), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
+			{"meta l4proto udp reject", match(l4proto(unix.IPPROTO_UDP), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
 			{"reject with icmpx admin-prohibited", rejectUnreachable(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED)},
 		},
 	}
@@ -131,7 +131,7 @@ func judgeInput(p ports) chain {
 			{"ip daddr 127.0.0.11 drop", match(ip4Dst(dockerDNS), verdict(expr.VerdictDrop))},
 			{fmt.Sprintf("tcp dport %d ct status ! dnat reject with tcp reset", p.tcp), match(direct(unix.IPPROTO_TCP, p.tcp), rejectReset())},
 			{fmt.Sprintf("tcp dport %d ct status ! dnat reject with tcp reset", p.dnsTCP), match(direct(unix.IPPROTO_TCP, p.dnsTCP), rejectReset())},
-			{fmt.Sprintf("udp dport %d ct status ! dnat reject with icmpx port-unreachable", p.dnsUDP), match(direct(unix.IPPROTO_UDP, p.dnsUDP), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
+			{fmt.Sprintf("udp dport %d ct status ! dnat reject", p.dnsUDP), match(direct(unix.IPPROTO_UDP, p.dnsUDP), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
 		},
 	}
 }
