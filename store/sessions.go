@@ -1,10 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"weir/rules"
@@ -245,6 +247,8 @@ func (s *Store) Sweep(ctx context.Context, now time.Time, keep time.Duration) (S
 		if err != nil {
 			return err
 		}
+		// RETURNING promises no order.
+		slices.SortFunc(swept.Sessions, func(a, b Session) int { return cmp.Compare(a.Seq, b.Seq) })
 		if err := deleteRulesOfEnded(ctx, tx); err != nil {
 			return err
 		}
