@@ -300,7 +300,7 @@ func (f *flow) snapshot() Flow {
 		ID: f.id, Started: f.started, Client: f.client,
 		Destination: netip.AddrPortFrom(f.request.Addr, f.request.Port),
 		Live:        f.live, Inspected: f.relayed,
-		Host: hostOf(f.decision), Layer: f.decision.Layer, Rule: f.decision.Rule, Reason: f.decision.Reason,
+		Host: hostOf(f.decision, f.request), Layer: f.decision.Layer, Rule: f.decision.Rule, Reason: f.decision.Reason,
 		BytesIn: f.moved.in.Load(), BytesOut: f.moved.out.Load(),
 	}
 	if f.request.Program != nil {
@@ -323,7 +323,7 @@ func (f *flow) event(now time.Time) audit.Event {
 		Verdict:       verdict(d.Verdict),
 		Layer:         string(d.Layer),
 		Reason:        d.Reason,
-		Host:          hostOf(d),
+		Host:          hostOf(d, r),
 		Port:          r.Port,
 		Transport:     string(r.Transport),
 		BytesIn:       f.moved.in.Load(),
@@ -354,12 +354,20 @@ func (f *flow) event(now time.Time) audit.Event {
 	return e
 }
 
-// hostOf is the name that counted; in learning mode the layered rules know it.
-func hostOf(d rules.Decision) string {
-	if d.Host == "" && d.Would != nil {
-		return d.Would.Host
+// hostOf is the name that counted. In learning mode the layered rules know
+// it; only a name that is certain is told, because policies are learned from
+// it, and what a client merely claims must not get into them.
+func hostOf(d rules.Decision, r rules.Request) string {
+	if d.Would == nil {
+		return d.Host
 	}
-	return d.Host
+	switch claimed := r.Claim.Name; {
+	case claimed != "" && (r.Claim.Proven || slices.Contains(r.Names, claimed)):
+		return claimed
+	case claimed == "" && len(r.Names) == 1:
+		return r.Names[0]
+	}
+	return ""
 }
 
 func verdict(v rules.Verdict) string {
