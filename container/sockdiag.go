@@ -53,36 +53,15 @@ func (s *sockets) close() error {
 // find returns the socket of a TCP connection, or the UDP sockets that send
 // from local to remote. None is an error.
 func (s *sockets) find(ctx context.Context, transport string, local, remote netip.AddrPort) ([]socket, error) {
-	local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
-	remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
+	local = netip.AddrPortFrom(local.Addr().Unmap().WithZone(""), local.Port())
+	remote = netip.AddrPortFrom(remote.Addr().Unmap().WithZone(""), remote.Port())
 	if !local.IsValid() || !remote.IsValid() || local.Addr().Is4() != remote.Addr().Is4() {
 		return nil, fmt.Errorf("not a connection: %s to %s", local, remote)
 	}
-	req := make([]byte, diagRequest)
-	binary.NativeEndian.PutUint32(req[4:], 0xffffffff) // all states
-	binary.BigEndian.PutUint16(req[8:], local.Port())
-	flags := netlink.Request
-	switch transport {
-	case "tcp":
-		// An exact lookup in the kernel's hash table, which holds IPv4-mapped
-		// sockets of IPv6 among the IPv4 ones.
-		req[0], req[1] = unix.AF_INET, unix.IPPROTO_TCP
-		if local.Addr().Is6() {
-			req[0] = unix.AF_INET6
-		}
-		binary.BigEndian.PutUint16(req[10:], remote.Port())
-		copy(req[12:28], local.Addr().AsSlice())
-		copy(req[28:44], remote.Addr().AsSlice())
-	case "udp":
-		// Sockets need not be connected and several may share the port: take
-		// all of that port, of either family.
-		req[1] = unix.IPPROTO_UDP
-		flags |= netlink.Dump
-	default:
-		return nil, fmt.Errorf("no sockets of transport %q; want tcp or udp", transport)
+	families := []uint8{unix.AF_INET6}
+	if local.Addr().Is4() {
+		families = []uint8{unix.AF_INET, unix.AF_INET6}
 	}
-	binary.NativeEndian.PutUint64(req[48:], ^uint64(0)) // no cookie
-
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	deadline, ok := ctx.Deadline()
@@ -92,14 +71,24 @@ func (s *sockets) find(ctx context.Context, transport string, local, remote neti
 	if err := s.conn.SetDeadline(deadline); err != nil {
 		return nil, fmt.Errorf("sock_diag: %w", err)
 	}
-	msgs, err := s.conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.SOCK_DIAG_BY_FAMILY, Flags: flags},
-		Data:   req,
-	})
-	if err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("no %s socket from %s to %s: %w", transport, local, remote, ErrGone)
+	var msgs []netlink.Message
+	var err error
+	switch transport {
+	case "tcp":
+		// An exact lookup in the kernel's hash table, which holds IPv4-mapped
+		// sockets of IPv6 among the IPv4 ones.
+		msgs, err = s.ask(families[0], unix.IPPROTO_TCP, 0, local, remote)
+	case "udp":
+		// Sockets need not be connected and several may share the port: take
+		// all of that port, of each family that can carry the address.
+		for _, family := range families {
+			some, errSome := s.ask(family, unix.IPPROTO_UDP, netlink.Dump, local, netip.AddrPort{})
+			msgs, err = append(msgs, some...), errors.Join(err, errSome)
 		}
+	default:
+		return nil, fmt.Errorf("no sockets of transport %q; want tcp or udp", transport)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("sock_diag: %w", err)
 	}
 	var found []socket
@@ -120,6 +109,22 @@ func (s *sockets) find(ctx context.Context, transport string, local, remote neti
 		return nil, fmt.Errorf("no %s socket from %s to %s: %w", transport, local, remote, ErrGone)
 	}
 	return found, nil
+}
+
+// ask sends one inet_diag_req_v2.
+func (s *sockets) ask(family, protocol uint8, flags netlink.HeaderFlags, local, remote netip.AddrPort) ([]netlink.Message, error) {
+	req := make([]byte, diagRequest)
+	req[0], req[1] = family, protocol
+	binary.NativeEndian.PutUint32(req[4:], 0xffffffff) // all states
+	binary.BigEndian.PutUint16(req[8:], local.Port())
+	binary.BigEndian.PutUint16(req[10:], remote.Port())
+	copy(req[12:28], local.Addr().AsSlice())
+	copy(req[28:44], remote.Addr().AsSlice())
+	binary.NativeEndian.PutUint64(req[48:], ^uint64(0)) // no cookie
+	return s.conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.SOCK_DIAG_BY_FAMILY, Flags: netlink.Request | flags},
+		Data:   req,
+	})
 }
 
 func (k socket) carries(transport string, local, remote netip.AddrPort) bool {
