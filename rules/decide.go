@@ -76,8 +76,8 @@ func (p *Policy) learn(q *query, s Stage, would Decision) Decision {
 
 // connect judges by address and candidates alone, as far as that goes.
 func (p *Policy) connect(q *query) Decision {
-	if q.transport != overTCP {
-		return p.unnarrowed(q) // no first bytes will say more
+	if q.transport != overTCP || q.addrCount > 0 && q.addrs[0].IsLoopback() && !q.captured {
+		return p.unnarrowed(q) // there are no first bytes to look at
 	}
 	if len(q.names) == 0 {
 		o := p.judge(q)
