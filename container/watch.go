@@ -29,7 +29,8 @@ const (
 	// Renamed: Container.Name is new, OldName was the name before.
 	Renamed Kind = "renamed"
 	// NetworkChanged: a running container was connected to or disconnected
-	// from a network; Container.Networks is what it is now.
+	// from a network; Container.Networks is what it is now. Docker tells some
+	// changes twice.
 	NetworkChanged Kind = "network_changed"
 	// Disconnected: the runtime ended the conversation, because of Err; its
 	// containers may go on running. A Resync follows when it is back.
@@ -134,13 +135,14 @@ func (rt *runtime) follow(ctx context.Context, emit func(Event)) (synced bool, e
 	queue := make(chan events.Message, eventQueue)
 	lost := make(chan struct{}, 1)
 	ended := make(chan error, 1)
-	go rt.read(stream, queue, lost, ended)
+	go rt.read(stream.Messages, stream.Err, queue, lost, ended)
 	rt.watching.Store(true)
 	defer rt.watching.Store(false)
 	rt.touch("")
 	defer rt.touch("")
 
-	if err := rt.resync(ctx, emit); err != nil {
+	running := map[string]bool{} // what the handler knows to run
+	if err := rt.resync(ctx, emit, running); err != nil {
 		rt.drop(cli)
 		return false, err
 	}
@@ -152,12 +154,12 @@ func (rt *runtime) follow(ctx context.Context, emit func(Event)) (synced bool, e
 		case <-ctx.Done():
 			return true, context.Cause(ctx)
 		case m := <-queue:
-			err = rt.tell(ctx, m, emit)
+			err = rt.tell(ctx, m, emit, running)
 		case <-lost:
 			rt.touch("")
-			err = rt.resync(ctx, emit)
+			err = rt.resync(ctx, emit, running)
 		case <-tick.C:
-			err = rt.resync(ctx, emit)
+			err = rt.resync(ctx, emit, running)
 		case err = <-ended:
 			err = &UnreachableError{Socket: rt.socket, Timeout: rt.owner.timeout(), Err: fmt.Errorf("event stream ended: %w", err)}
 		}
@@ -170,10 +172,10 @@ func (rt *runtime) follow(ctx context.Context, emit func(Event)) (synced bool, e
 
 // read moves events from the stream to the queue and never waits for the
 // handler: a runtime drops subscribers' events when they are slow to read.
-func (rt *runtime) read(stream client.EventsResult, queue chan<- events.Message, lost chan<- struct{}, ended chan<- error) {
+func (rt *runtime) read(messages <-chan events.Message, ends <-chan error, queue chan<- events.Message, lost chan<- struct{}, ended chan<- error) {
 	for {
 		select {
-		case m := <-stream.Messages:
+		case m := <-messages:
 			id := subject(m)
 			if id == "" {
 				continue
@@ -187,7 +189,7 @@ func (rt *runtime) read(stream client.EventsResult, queue chan<- events.Message,
 				default: // a resync is asked for already
 				}
 			}
-		case err := <-stream.Err:
+		case err := <-ends:
 			ended <- err
 			return
 		}
@@ -210,17 +212,23 @@ func subject(m events.Message) string {
 	return ""
 }
 
-func (rt *runtime) resync(ctx context.Context, emit func(Event)) error {
+func (rt *runtime) resync(ctx context.Context, emit func(Event), running map[string]bool) error {
 	all, err := rt.containers(ctx)
 	if err != nil {
 		return err
+	}
+	clear(running)
+	for _, c := range all {
+		if c.Running {
+			running[c.ID] = true
+		}
 	}
 	emit(Event{Kind: Resync, Runtime: rt.socket, Containers: all})
 	return nil
 }
 
 // tell turns one event of the runtime into ours.
-func (rt *runtime) tell(ctx context.Context, m events.Message, emit func(Event)) error {
+func (rt *runtime) tell(ctx context.Context, m events.Message, emit func(Event), running map[string]bool) error {
 	id := subject(m)
 	e := Event{Runtime: rt.socket, Container: Container{
 		ID: id, Runtime: rt.socket,
@@ -229,10 +237,12 @@ func (rt *runtime) tell(ctx context.Context, m events.Message, emit func(Event))
 	switch m.Action {
 	case events.ActionDie, "died":
 		e.Kind = Stopped
+		delete(running, id)
 		emit(e)
 		return nil
 	case events.ActionDestroy, events.ActionRemove:
 		e.Kind = Removed
+		delete(running, id)
 		emit(e)
 		return nil
 	case events.ActionStart:
@@ -241,6 +251,11 @@ func (rt *runtime) tell(ctx context.Context, m events.Message, emit func(Event))
 		e.Kind = Renamed
 		e.OldName = strings.TrimPrefix(m.Actor.Attributes["oldName"], "/")
 	default:
+		// Docker connects a container's networks before it says that the
+		// container started, and disconnects them after its end.
+		if !running[id] {
+			return nil
+		}
 		e.Kind = NetworkChanged
 	}
 	c, err := rt.inspect(ctx, id)
@@ -250,7 +265,10 @@ func (rt *runtime) tell(ctx context.Context, m events.Message, emit func(Event))
 	case err != nil:
 		return err
 	case !c.Running && e.Kind != Renamed:
-		return nil // stopped again, or not running yet when its networks were connected
+		return nil // stopped again; its end follows in the queue
+	}
+	if c.Running {
+		running[id] = true
 	}
 	e.Container = c
 	emit(e)
