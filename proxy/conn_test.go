@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -342,21 +343,21 @@ func TestNeverDialled(t *testing.T) {
 func TestPrograms(t *testing.T) {
 	rule := allow("203.0.113.7")
 	rule.Binaries = []string{"/usr/bin/curl"}
-	var path string
+	var path atomic.Value
 	w := newWorld(t, func(s *Server) {
 		s.Program = func(_ context.Context, client, dst netip.AddrPort) (*rules.Program, error) {
 			if !client.Addr().IsLoopback() || dst != siteA {
 				t.Errorf("asked about %s → %s", client, dst)
 			}
-			if path == "" {
+			if path.Load() == "" {
 				return nil, errors.New("gone")
 			}
-			return &rules.Program{Path: path}, nil
+			return &rules.Program{Path: path.Load().(string)}, nil
 		}
 	}, rule)
 	w.site(siteA, echo)
 	for p, want := range map[string]string{"/usr/bin/curl": "allow", "/usr/bin/nc": "deny", "": "deny"} {
-		path = p
+		path.Store(p)
 		w.talk("x")
 		if e := w.event(); e.Verdict != want || e.Binary != p {
 			t.Errorf("%q: event %+v", p, e)
