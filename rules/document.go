@@ -20,7 +20,7 @@ const (
 	maxEndpoints = 4096
 	maxNesting   = 100     // open brackets, or dashes in front of one item
 	maxNodes     = 200_000 // values read, an alias counted as what it stands for
-	maxProblems  = 100     // errors reported
+	maxProblems  = 100     // errors, and warnings, reported
 )
 
 // Document is a parsed and validated policy document.

@@ -22,9 +22,9 @@ func (d *documentReader) checkConflicts(all []endpointSource) {
 			other := fmt.Sprintf("the endpoint of network_policies.%s on line %d", ea.Policy, line)
 			switch {
 			case !eb.Inspected():
-				d.warn(b.at, "requests to this endpoint are inspected all the same, because of %s", other)
+				d.warn(b.at, "requests to this endpoint are inspected all the same, and denied where nothing allows them, because of %s", other)
 			case !ea.Inspected():
-				d.warn(b.at, "requests to %s are inspected all the same, because of this one", other)
+				d.warn(b.at, "requests to %s, which has no protocol, are inspected all the same, because of this one", other)
 			case ea.Protocol != eb.Protocol:
 				d.fail(b.at, "this endpoint has protocol: %s, but %s covers the same requests with equal rank and protocol: %s; give one a more specific path", eb.Protocol, other, ea.Protocol)
 			default:
@@ -50,6 +50,12 @@ func endpointsMeet(a, b *endpointSource) bool {
 	if !destinationsMeet(a, b) {
 		return false
 	}
+	if !programsMeet(a.rule.Binaries, b.rule.Binaries) {
+		return false
+	}
+	if !a.rule.Endpoint.Inspected() || !b.rule.Endpoint.Inspected() {
+		return true // whole connections are opened, or are not
+	}
 	pa, pb := a.rule.Endpoint.Path, b.rule.Endpoint.Path
 	if pa == "" {
 		pa = "**"
@@ -57,12 +63,12 @@ func endpointsMeet(a, b *endpointSource) bool {
 	if pb == "" {
 		pb = "**"
 	}
-	if globLiterals(pa) != globLiterals(pb) || !pathGlobsMeet(pa, pb) {
-		return false
-	}
-	ba, bb := a.rule.Binaries, b.rule.Binaries
-	return len(ba) == 0 || len(bb) == 0 || slices.ContainsFunc(ba, func(x string) bool {
-		return slices.ContainsFunc(bb, func(y string) bool { return pathGlobsMeet(x, y) })
+	return globLiterals(pa) == globLiterals(pb) && pathGlobsMeet(pa, pb)
+}
+
+func programsMeet(a, b []string) bool {
+	return len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(x string) bool {
+		return slices.ContainsFunc(b, func(y string) bool { return pathGlobsMeet(x, y) })
 	})
 }
 

@@ -185,6 +185,7 @@ func (d *documentReader) checkEndpoint(e *Endpoint, found map[string]ast.Node) {
 			}
 		}
 		if found["enforcement"] != nil {
+			e.Audit = false
 			d.warn(found["enforcement"], "enforcement says nothing without a protocol: requests of this endpoint are not looked at")
 		}
 		return

@@ -90,7 +90,7 @@ func formatEndpoint(r *Rule) yaml.MapSlice {
 	item(&m, "path", e.Path, e.Path != "")
 	item(&m, "protocol", string(e.Protocol), e.Inspected())
 	item(&m, "tls", "skip", e.SkipTLS)
-	item(&m, "enforcement", enforcement(e), e.Inspected() || e.Audit)
+	item(&m, "enforcement", enforcement(e), e.Inspected())
 	item(&m, "access", e.Access, e.Access != "")
 	var allow []yaml.MapSlice
 	for i := range e.Allow {

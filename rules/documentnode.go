@@ -28,8 +28,10 @@ func (d *documentReader) fail(n ast.Node, format string, args ...any) {
 }
 
 func (d *documentReader) warn(n ast.Node, format string, args ...any) {
-	line, column := nodePosition(n)
-	d.warnings = append(d.warnings, Warning{d.source, line, column, fmt.Sprintf(format, args...)})
+	if len(d.warnings) < maxProblems {
+		line, column := nodePosition(n)
+		d.warnings = append(d.warnings, Warning{d.source, line, column, fmt.Sprintf(format, args...)})
+	}
 }
 
 // nodePosition returns where a value starts, counted from 1.

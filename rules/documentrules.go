@@ -96,6 +96,9 @@ func (d *documentReader) plainRule(n ast.Node) (Rule, bool) {
 	if len(d.problems) > before {
 		return Rule{}, false
 	}
+	if at := found[string(r.Action)]; at != nil {
+		n = at
+	}
 	return d.canonical(n, r)
 }
 

@@ -3,6 +3,7 @@ package rules
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -55,10 +56,7 @@ func normalFlatGlob(pattern string) (string, error) {
 
 // matchPath reports whether path matches a pattern from normalPathGlob.
 func matchPath(pattern, path string) bool {
-	if pattern == "**" {
-		return true
-	}
-	return doublestar.MatchUnvalidated(pattern, path)
+	return pattern == "**" || matchBranches(pattern, path)
 }
 
 // matchFlat reports whether text matches a pattern from normalFlatGlob.
@@ -68,7 +66,18 @@ func matchFlat(pattern, text string) bool {
 	}
 	text = strings.ReplaceAll(text, "/", flatSlash)
 	pattern = strings.ReplaceAll(pattern, "/", flatSlash)
-	return doublestar.MatchUnvalidated(pattern, text)
+	return matchBranches(pattern, text)
+}
+
+// matchBranches writes alternatives out before matching: within them,
+// doublestar does not see that a trailing "/**" matches the bare prefix.
+func matchBranches(pattern, text string) bool {
+	if strings.IndexByte(pattern, '{') < 0 {
+		return doublestar.MatchUnvalidated(pattern, text)
+	}
+	return slices.ContainsFunc(globBranches(pattern), func(b string) bool {
+		return b == "**" || doublestar.MatchUnvalidated(b, text)
+	})
 }
 
 // matchAny reports whether one of several flat patterns matches text.

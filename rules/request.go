@@ -57,10 +57,14 @@ type requestJudge struct {
 func (j *requestJudge) judge(offered []*Rule) Decision {
 	chosen, denying := j.choose(offered)
 	if len(chosen) == 0 {
-		if len(denying) > 0 {
-			return j.malformed("its path holds an encoded slash, and no endpoint for it says allow_encoded_slash: true")
-		}
 		return j.deny(nil, fmt.Sprintf("%s: no endpoint for this host covers the path %s", j.what(), j.target.path))
+	}
+	for _, c := range chosen {
+		// Not one of them is left out: a less specific endpoint must not get
+		// to allow what the chosen ones do not accept.
+		if why := j.badSlash(c.Endpoint); why != "" {
+			return j.malformedBy(c, why)
+		}
 	}
 	first := chosen[0].Endpoint
 	for _, c := range chosen[1:] {
@@ -105,10 +109,6 @@ func (j *requestJudge) choose(offered []*Rule) (chosen, denying []*Rule) {
 		if !exact {
 			continue
 		}
-		if !e.AllowEncodedSlash && j.target.slashed != "" || e.AllowEncodedSlash && j.target.literalEscape {
-			j.step(o, false, false, "the path holds an encoded slash that this endpoint does not accept")
-			continue
-		}
 		rank := 0
 		if e.Path != "" {
 			rank = globLiterals(e.Path)
@@ -133,6 +133,17 @@ func (j *requestJudge) choose(offered []*Rule) (chosen, denying []*Rule) {
 		}
 	}
 	return chosen, denying
+}
+
+// badSlash returns why an endpoint does not accept the slashes of the path.
+func (j *requestJudge) badSlash(e *Endpoint) string {
+	switch {
+	case j.target.slashed != "" && !e.AllowEncodedSlash:
+		return fmt.Sprintf("its path holds an encoded slash (%%2F), and network_policies.%s does not say allow_encoded_slash: true", e.Policy)
+	case j.target.literalEscape && e.AllowEncodedSlash:
+		return "its path holds a slash that is encoded twice (%252F), which cannot be told from one that is encoded once"
+	}
+	return ""
 }
 
 func inspectedRule(r *Rule) bool { return r.Endpoint.Inspected() }
