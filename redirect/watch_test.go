@@ -1,0 +1,220 @@
+package redirect
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+)
+
+// watched is an attachment with its Watch running.
+type watched struct {
+	*lab
+	a       *Attachment
+	reports chan Tamper
+}
+
+func newWatched(t *testing.T) *watched {
+	l := newLab(t)
+	w := &watched{lab: l, reports: make(chan Tamper, 64)}
+	ns := l.container("ct", 2)
+	l.sh("ct", "nft add table ip theirs '{ chain out { type nat hook output priority -100; ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:40000; }; }'")
+	w.a = l.install(ns)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.a.Watch(ctx, func(tamper Tamper) { w.reports <- tamper }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("watch: %v", err)
+		}
+	})
+	return w
+}
+
+func (w *watched) next(kind TamperKind) Tamper {
+	w.t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case got := <-w.reports:
+			if got.Kind == kind {
+				return got
+			}
+			w.t.Logf("passed over: %+v", got)
+		case <-deadline:
+			w.t.Fatalf("no report of kind %s", kind)
+		}
+	}
+}
+
+// Whatever is done to our table is undone and reported; what is not ours is
+// left alone.
+func TestWatchRestoresRuleset(t *testing.T) {
+	w := newWatched(t)
+	whole := w.sh("ct", "nft list table inet weir")
+	for _, c := range []struct{ do, want string }{
+		{"nft flush ruleset", "table inet weir was deleted"},
+		{"nft delete table inet weir", "table inet weir was deleted"},
+		{"nft flush chain inet weir capture_output", "chain capture_output was changed"},
+		{"nft insert rule inet weir judge_output accept", "chain judge_output was changed"},
+		{"nft add chain inet weir judge_output '{ policy accept; }'", "chain judge_output was changed"},
+		{"nft add chain inet weir mine '{ type filter hook output priority -300; }'", "chain mine was added"},
+		{"nft add set inet weir s '{ type mark; }'", "set s was added"},
+		{"nft delete element inet weir uplinks '{ eth0 }'", "set uplinks was changed"},
+		{"nft add table inet weir '{ flags dormant; }'", "table was changed"},
+	} {
+		start := time.Now()
+		w.sh("ct", c.do)
+		got := w.next(Ruleset)
+		if !got.Restored || got.Err != nil || !strings.Contains(got.What, c.want) {
+			t.Errorf("%s: got %+v, want %q", c.do, got, c.want)
+		}
+		t.Logf("%s: %q after %v", c.do, got.What, time.Since(start))
+		if d := cmp.Diff(whole, w.sh("ct", "nft list table inet weir")); d != "" {
+			t.Errorf("%s: the table is another than before:\n%s", c.do, d)
+		}
+	}
+	echoDst(w.a)
+	if got := w.python("ct", talk+`print(talk(TCP, "198.51.100.1", 443))`); got != "198.51.100.1:443 <nil>" {
+		t.Errorf("got %q", got)
+	}
+	w.sh("ct", "nft add table ip theirs2 '{ chain out { type nat hook output priority -100; }; }'; nft add table ip theirs3 '{ chain raw { type filter hook output priority -300; }; }'")
+	if got := w.next(ForeignChain); !strings.Contains(got.What, "theirs3") || got.Restored {
+		t.Errorf("got %+v", got)
+	}
+	if out := w.sh("ct", "nft list tables"); !strings.Contains(out, "theirs2") || !strings.Contains(out, "theirs3") {
+		t.Errorf("foreign tables were removed:\n%s", out)
+	}
+}
+
+// An interface that comes later is locked at once, an address that the
+// container gives itself is reported.
+func TestWatchInterfaces(t *testing.T) {
+	w := newWatched(t)
+	w.sh("", "ip -n "+w.prefix+"host link add late type veth peer name tmp0")
+	w.sh("host", "ip link add br1 type bridge; ip link set late master br1 up; ip link set br1 up; ip addr add 172.29.0.1/24 dev br1; ip link set tmp0 netns "+w.prefix+"ct")
+	if got := w.next(NewInterface); !got.Restored || !strings.Contains(got.What, "late is locked") {
+		t.Errorf("got %+v", got)
+	}
+	w.sh("ct", "ip link set tmp0 name eth1; ip addr add 172.29.0.2/24 dev eth1; ip link set eth1 up")
+	if !slices.ContainsFunc(w.a.Interfaces(), func(i Interface) bool { return i.Host == "late" && i.Locked }) {
+		t.Errorf("interfaces: %+v", w.a.Interfaces())
+	}
+	// The new network's own address gets through once it is there.
+	w.program("ct", `
+import socket
+s=socket.socket(); s.bind(("172.29.0.2",80)); s.listen(); print("ready",flush=True)
+while True: c,_=s.accept(); c.send(b"late"); c.close()`)()
+	if got := w.python("host", talk+`print(talk(TCP, "172.29.0.2", 80))`); got != "late" {
+		t.Errorf("inbound by the new network: got %q", got)
+	}
+	if out := w.sh("ct", "nft list set inet weir uplinks"); !strings.Contains(out, "eth1") {
+		t.Errorf("uplinks:\n%s", out)
+	}
+	w.sh("ct", "ip addr add 172.30.0.99/24 dev eth0")
+	if got := w.next(AddressChange); !strings.Contains(got.What, "eth0") {
+		t.Errorf("got %+v", got)
+	}
+	w.sh("host", "ip link del late")
+	if got := w.sh("host", "nft list ruleset"); !strings.Contains(got, "vct") {
+		t.Errorf("the lock of eth0 is gone:\n%s", got)
+	}
+}
+
+func TestHostLockRestored(t *testing.T) {
+	w := newWatched(t)
+	for _, do := range []string{"nft flush ruleset", "nft delete table netdev " + w.a.lock.table().Name, "nft flush chain bridge weir_lock judge"} {
+		whole := w.sh("host", "nft list ruleset")
+		w.sh("host", do)
+		found, err := w.a.checkHostLock()
+		if err != nil || len(found) > 1 {
+			t.Fatalf("%s: %+v, %v", do, found, err)
+		}
+		for _, f := range found {
+			if f.Kind != HostLock || !f.Restored {
+				t.Errorf("%s: %+v", do, f)
+			}
+		}
+		lines := func(s string) []string { l := strings.Split(s, "\n"); slices.Sort(l); return l }
+		if d := cmp.Diff(lines(whole), lines(w.sh("host", "nft list ruleset"))); d != "" {
+			t.Errorf("%s: the lock is another than before:\n%s", do, d)
+		}
+	}
+}
+
+func TestClassify(t *testing.T) {
+	attrs := func(nsid, parent, master int) netlink.LinkAttrs {
+		return netlink.LinkAttrs{Name: "x", Index: 9, NetNsID: nsid, ParentIndex: parent, MasterIndex: master}
+	}
+	for _, c := range []struct {
+		name           string
+		link           netlink.Link
+		uplink, reason bool
+	}{
+		{"veth to the host", &netlink.Veth{LinkAttrs: attrs(3, 7, 0)}, true, false},
+		{"veth to elsewhere", &netlink.Veth{LinkAttrs: attrs(4, 7, 0)}, true, true},
+		{"veth of a nested container", &netlink.Veth{LinkAttrs: attrs(4, 7, 5)}, false, false},
+		{"veth to itself", &netlink.Veth{LinkAttrs: attrs(-1, 7, 0)}, false, false},
+		{"bridge", &netlink.Bridge{LinkAttrs: attrs(-1, 0, 0)}, false, false},
+		{"macvlan on the host's", &netlink.Macvlan{LinkAttrs: attrs(3, 2, 0)}, true, true},
+		{"macvlan on its own", &netlink.Macvlan{LinkAttrs: attrs(-1, 2, 0)}, true, false},
+		{"tap", &netlink.Tuntap{LinkAttrs: attrs(-1, 0, 0)}, true, true},
+		{"device", &netlink.Device{LinkAttrs: attrs(-1, 0, 0)}, true, true},
+		{"tunnel", &netlink.Sittun{LinkAttrs: attrs(-1, 0, 0)}, true, false},
+	} {
+		got := classify(c.link, 3)
+		if got.uplink != c.uplink || (got.Reason != "") != c.reason {
+			t.Errorf("%s: got uplink %v, reason %q", c.name, got.uplink, got.Reason)
+		}
+	}
+}
+
+func TestBypass(t *testing.T) {
+	for _, c := range []struct {
+		family   nftables.TableFamily
+		kind     nftables.ChainType
+		hook     *nftables.ChainHook
+		priority nftables.ChainPriority
+		want     bool
+	}{
+		{nftables.TableFamilyIPv4, nftables.ChainTypeNAT, nftables.ChainHookOutput, -100, false}, // Docker's
+		{nftables.TableFamilyIPv4, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 100, false},
+		{nftables.TableFamilyIPv4, nftables.ChainTypeNAT, nftables.ChainHookOutput, -150, true},
+		{nftables.TableFamilyIPv6, nftables.ChainTypeFilter, nftables.ChainHookOutput, -300, true},
+		{nftables.TableFamilyIPv4, nftables.ChainTypeRoute, nftables.ChainHookOutput, -150, true},
+		{nftables.TableFamilyINet, nftables.ChainTypeFilter, nftables.ChainHookOutput, 0, false},
+		{nftables.TableFamilyINet, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, 0, true},
+		{nftables.TableFamilyNetdev, nftables.ChainTypeFilter, nftables.ChainHookIngress, 0, true},
+		{nftables.TableFamilyBridge, nftables.ChainTypeFilter, nftables.ChainHookForward, 0, false},
+	} {
+		ch := &nftables.Chain{Table: &nftables.Table{Name: "x", Family: c.family}, Type: c.kind, Hooknum: c.hook, Priority: &c.priority}
+		if got := bypass(ch); (got != "") != c.want {
+			t.Errorf("%+v: got %q", c, got)
+		}
+	}
+}
+
+func TestHostAddresses(t *testing.T) {
+	addrs, err := HostAddresses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(addrs, netip.MustParseAddr("127.0.0.1")) {
+		t.Errorf("127.0.0.1 is not among %v", addrs)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var got []netip.Addr
+	if err := WatchHostAddresses(ctx, func(a []netip.Addr) { got = a; cancel() }); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(got, netip.MustParseAddr("127.0.0.1")) {
+		t.Errorf("127.0.0.1 is not among %v", got)
+	}
+}
