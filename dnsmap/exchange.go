@@ -25,6 +25,7 @@ const (
 	socketQueries    = 4096
 	socketStrays     = 100
 	socketWaiting    = 1024 // queries under way on one socket
+	tcpPerServer     = 32   // connections for truncated answers, under way to one server
 )
 
 var (
@@ -36,6 +37,7 @@ var (
 // server is one upstream server and how it fares.
 type server struct {
 	addr netip.AddrPort
+	tcp  chan struct{} // one per TCP connection; tcpPerServer
 
 	mu       sync.Mutex
 	sockets  [socketsPerServer]*socket
@@ -102,6 +104,12 @@ func (s *server) overUDP(question []byte, timeout time.Duration) ([]byte, error)
 }
 
 func (s *server) overTCP(question []byte, timeout time.Duration) ([]byte, error) {
+	select {
+	case s.tcp <- struct{}{}:
+		defer func() { <-s.tcp }()
+	default:
+		return nil, errBusy
+	}
 	conn, err := net.DialTimeout("tcp", s.addr.String(), timeout)
 	if err != nil {
 		return nil, err

@@ -206,6 +206,8 @@ func TestClientOptionsStayHere(t *testing.T) {
 	if r := s.ask(t, "udp", m); len(r.Answer) != 1 || r.IsEdns0() == nil || len(r.IsEdns0().Option) != 0 {
 		t.Errorf("answer %v", r)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	up := a.raw[0]
 	if opt := up.IsEdns0(); opt == nil || len(opt.Option) != 0 || opt.Do() || up.CheckingDisabled || len(up.Extra) != 1 {
 		t.Errorf("upstream saw %v", up)

@@ -86,7 +86,7 @@ func (l *serverList) use(wanted []netip.AddrPort) {
 	for _, a := range wanted[:min(len(wanted), maxServers)] {
 		i := slices.IndexFunc(old, func(s *server) bool { return s.addr == a })
 		if i < 0 {
-			l.servers = append(l.servers, &server{addr: a})
+			l.servers = append(l.servers, &server{addr: a, tcp: make(chan struct{}, tcpPerServer)})
 			continue
 		}
 		l.servers = append(l.servers, old[i])

@@ -76,7 +76,7 @@ type entry struct {
 // names are the entries of one address.
 type names struct {
 	entries []*entry
-	list    []string      // their names; replaced, never changed, so that readers may keep it
+	list    []string      // their names; only ever appended to or replaced, so that readers may keep it
 	until   time.Duration // list is exact until then
 }
 
@@ -229,7 +229,8 @@ func (t *Table) put(name string, addr netip.Addr, now, expires time.Duration) {
 		t.addrs[addr] = a
 	}
 	a.entries = append(a.entries, e)
-	a.rebuild()
+	a.list = append(a.list, name)
+	a.measure()
 	t.byName[name] = append(t.byName[name], e)
 	heap.Push(&t.expiry, e)
 	e.age = t.ages.PushBack(e)

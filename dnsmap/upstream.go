@@ -181,8 +181,9 @@ func (u *Upstream) query(k key) (*answer, error) {
 		s := servers[try%len(servers)]
 		raw, err := s.exchange(question, orDefault(u.Timeout, DefaultTimeout))
 		if err != nil {
-			s.failed(u.now())
-			failed = err
+			if failed = err; !errors.Is(err, errBusy) {
+				s.failed(u.now())
+			}
 			continue
 		}
 		s.worked()
