@@ -1,0 +1,257 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"weir/audit"
+)
+
+// DefaultSocket is where the daemon listens unless told otherwise.
+const DefaultSocket = "/run/weir/weir.sock"
+
+// Client talks to the daemon over its unix socket. It is safe for concurrent
+// use. Errors that the daemon answered are *Problem.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient returns a client of the daemon behind socket; "" is DefaultSocket.
+func NewClient(socket string) *Client {
+	if socket == "" {
+		socket = DefaultSocket
+	}
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
+		},
+	}
+	return &Client{socket: socket, http: &http.Client{Transport: transport}}
+}
+
+// Health asks whether the daemon is well.
+func (c *Client) Health(ctx context.Context) (h Health, err error) {
+	return h, c.call(ctx, "GET", "/v1/health", nil, &h)
+}
+
+// Attach attaches a running container; attaching again answers the same.
+func (c *Client) Attach(ctx context.Context, container string) (a Attachment, err error) {
+	return a, c.call(ctx, "POST", "/v1/attachments", AttachRequest{Container: container}, &a)
+}
+
+// Attachments lists the attached containers.
+func (c *Client) Attachments(ctx context.Context) (list []Attachment, err error) {
+	return list, c.call(ctx, "GET", "/v1/attachments", nil, &list)
+}
+
+// Detach gives a container its network back.
+func (c *Client) Detach(ctx context.Context, container string) error {
+	return c.call(ctx, "DELETE", "/v1/attachments/"+url.PathEscape(container), nil, nil)
+}
+
+// CreateSession creates a session or replaces the one with the same id.
+func (c *Client) CreateSession(ctx context.Context, r SessionRequest) (s Session, err error) {
+	return s, c.call(ctx, "POST", "/v1/sessions", r, &s)
+}
+
+// Sessions lists the live sessions in creation order.
+func (c *Client) Sessions(ctx context.Context) (list []Session, err error) {
+	return list, c.call(ctx, "GET", "/v1/sessions", nil, &list)
+}
+
+// Session returns one live session.
+func (c *Client) Session(ctx context.Context, id string) (s Session, err error) {
+	return s, c.call(ctx, "GET", "/v1/sessions/"+url.PathEscape(id), nil, &s)
+}
+
+// Heartbeat extends a session by ttl seconds from now; 0 is its own ttl.
+func (c *Client) Heartbeat(ctx context.Context, id string, ttl int64) (h Heartbeat, err error) {
+	return h, c.call(ctx, "POST", "/v1/sessions/"+url.PathEscape(id)+"/heartbeat", HeartbeatRequest{TTLSeconds: ttl}, &h)
+}
+
+// EndSession ends a session; its rules end with it.
+func (c *Client) EndSession(ctx context.Context, id string) error {
+	return c.call(ctx, "DELETE", "/v1/sessions/"+url.PathEscape(id), nil, nil)
+}
+
+// Rules lists rules of all layers. Empty arguments do not filter.
+func (c *Client) Rules(ctx context.Context, source, container, destination string) (list RuleList, err error) {
+	q := url.Values{}
+	for key, value := range map[string]string{"source": source, "container": container, "destination": destination} {
+		if value != "" {
+			q.Set(key, value)
+		}
+	}
+	return list, c.call(ctx, "GET", "/v1/rules?"+q.Encode(), nil, &list)
+}
+
+// AddRule adds a global rule.
+func (c *Client) AddRule(ctx context.Context, r RuleRequest) (rule Rule, err error) {
+	return rule, c.call(ctx, "POST", "/v1/rules", r, &rule)
+}
+
+// DeleteRule removes a global rule.
+func (c *Client) DeleteRule(ctx context.Context, id string) error {
+	return c.call(ctx, "DELETE", "/v1/rules/"+url.PathEscape(id), nil, nil)
+}
+
+// Explain asks what would be decided now.
+func (c *Client) Explain(ctx context.Context, r ExplainRequest) (d Decision, err error) {
+	return d, c.call(ctx, "POST", "/v1/explain", r, &d)
+}
+
+// Names lists the names that a container resolved and that still count.
+func (c *Client) Names(ctx context.Context, container string) (list []Name, err error) {
+	return list, c.call(ctx, "GET", "/v1/dns/"+url.PathEscape(container), nil, &list)
+}
+
+// EffectivePolicy returns a container's policy as YAML, layer by layer.
+func (c *Client) EffectivePolicy(ctx context.Context, container string) (EffectivePolicy, error) {
+	var p EffectivePolicy
+	err := c.call(ctx, "GET", "/v1/policy/"+url.PathEscape(container), nil, &p)
+	return p, err
+}
+
+// EventQuery selects events. Zero values do not filter.
+type EventQuery struct {
+	Container string
+	Verdict   string
+	Type      string
+	Since     time.Time
+	Cursor    string
+	Limit     int
+}
+
+func (q EventQuery) values() url.Values {
+	v := url.Values{}
+	for key, value := range map[string]string{"container": q.Container, "verdict": q.Verdict, "type": q.Type, "cursor": q.Cursor} {
+		if value != "" {
+			v.Set(key, value)
+		}
+	}
+	if !q.Since.IsZero() {
+		v.Set("since", q.Since.UTC().Format(time.RFC3339Nano))
+	}
+	if q.Limit > 0 {
+		v.Set("limit", strconv.Itoa(q.Limit))
+	}
+	return v
+}
+
+// Events returns one page of events, oldest first.
+func (c *Client) Events(ctx context.Context, q EventQuery) (page EventPage, err error) {
+	return page, c.call(ctx, "GET", "/v1/events?"+q.values().Encode(), nil, &page)
+}
+
+// Follow calls each for every event after the one with id after (0: from now
+// on), until ctx ends, each fails, or the daemon goes away.
+func (c *Client) Follow(ctx context.Context, q EventQuery, after int64, each func(audit.Event) error) error {
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://weir/v1/events/stream?"+q.values().Encode(), nil)
+	if err != nil {
+		return err
+	}
+	if after > 0 {
+		req.Header.Set("Last-Event-ID", strconv.FormatInt(after, 10))
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return problem(resp)
+	}
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		if !ok {
+			continue
+		}
+		var e audit.Event
+		if err := json.Unmarshal([]byte(data), &e); err != nil {
+			return fmt.Errorf("event stream: %w", err)
+		}
+		if err := each(e); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err := lines.Err(); err != nil {
+		return err
+	}
+	return errors.New("the daemon closed the event stream; it may be restarting: run the command again")
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://weir"+path, body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		return problem(resp)
+	}
+	if out == nil || resp.StatusCode == http.StatusNoContent {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("%s %s: the daemon's answer is not readable: %w", method, path, err)
+	}
+	return nil
+}
+
+// unreachable says what to do about a socket that does not answer.
+func (c *Client) unreachable(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("no daemon at %s: start it with 'sudo weir serve', or name its socket with --socket", c.socket)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("nothing listens at %s (a daemon died?): start it with 'sudo weir serve'", c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("no permission to use %s: run with sudo, or join the group 'weir'", c.socket)
+	}
+	return fmt.Errorf("daemon at %s: %w", c.socket, err)
+}
+
+func problem(resp *http.Response) error {
+	p := &Problem{Title: resp.Status, Status: resp.StatusCode}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return err
+	}
+	// An answer that is no problem document keeps the status as its title.
+	_ = json.Unmarshal(body, p)
+	return p
+}

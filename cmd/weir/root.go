@@ -1,0 +1,155 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"weir/api"
+)
+
+// errFailed ends a command with exit code 1 whose output has said everything.
+var errFailed = errors.New("failed")
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }
+
+func usage(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
+// common are the flags that every client command has.
+type common struct {
+	socket string
+	output string
+}
+
+func (c *common) client() *api.Client { return api.NewClient(c.socket) }
+
+// json says whether JSON was asked for.
+func (c *common) json() bool { return c.output == "json" }
+
+// print writes v as JSON, or calls table with a tab-aligned writer.
+func (c *common) print(w io.Writer, v any, table func(w io.Writer)) error {
+	if c.json() {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(v)
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table(tw)
+	return tw.Flush()
+}
+
+func newRoot() *cobra.Command {
+	c := &common{}
+	root := &cobra.Command{
+		Use:   "weir",
+		Short: "A transparent egress firewall for containers",
+		Long: `Weir decides what a running container may reach, without touching its image,
+network or environment.
+
+  sudo weir serve                          run the daemon
+  sudo weir attach web --allow-all         watch what "web" does, block nothing
+  sudo weir attach web --allow '*.npmjs.org:443'
+                                           allow this and nothing else
+  sudo weir explain web example.com:443    why is this allowed or refused?
+  sudo weir events -f                      every decision as it is made`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			formats := "table or json"
+			allowed := c.output == "table" || c.output == "json"
+			if cmd.Name() == "events" {
+				formats, allowed = "table, json or ocsf", allowed || c.output == "ocsf"
+			}
+			if !allowed {
+				return usage("-o %s: want %s", c.output, formats)
+			}
+			return nil
+		},
+	}
+	socket := os.Getenv("WEIR_SOCKET")
+	if socket == "" {
+		socket = api.DefaultSocket
+	}
+	root.PersistentFlags().StringVar(&c.socket, "socket", socket, "the daemon's socket; also $WEIR_SOCKET")
+	root.PersistentFlags().StringVarP(&c.output, "output", "o", "table", "output format: table or json")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage("%w (see '%s --help')", err, cmd.CommandPath())
+	})
+	root.AddCommand(
+		newServe(c), newAttach(c), newDetach(c), newPs(c), newSession(c), newRule(c), newPolicy(c),
+		newTest(c), newExplain(c), newEvents(c), newDNS(c), newDoctor(c), newVersion(c),
+	)
+	for _, cmd := range root.Commands() {
+		explainUsage(cmd)
+	}
+	return root
+}
+
+// explainUsage makes wrong arguments a usage error, and a noun without a verb
+// one that lists its verbs.
+func explainUsage(cmd *cobra.Command) {
+	if args := cmd.Args; args != nil {
+		cmd.Args = func(cmd *cobra.Command, given []string) error {
+			if err := args(cmd, given); err != nil {
+				return usage("%w: %s (see '%s --help')", err, cmd.UseLine(), cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	var verbs []string
+	for _, sub := range cmd.Commands() {
+		explainUsage(sub)
+		verbs = append(verbs, sub.Name())
+	}
+	if len(verbs) > 0 {
+		cmd.RunE = func(cmd *cobra.Command, given []string) error {
+			return usage("%s: want one of %s (see '%s --help')", cmd.CommandPath(), strings.Join(verbs, ", "), cmd.CommandPath())
+		}
+	}
+}
+
+// completeContainers offers the names of attached containers.
+func (c *common) completeContainers(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	list, err := c.client().Attachments(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, a := range list {
+		names = append(names, a.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+func newVersion(c *common) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version of this binary, and of the daemon if it runs", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := map[string]string{"client": version}
+			if h, err := c.client().Health(cmd.Context()); err == nil {
+				v["daemon"] = h.Version
+			}
+			return c.print(cmd.OutOrStdout(), v, func(w io.Writer) {
+				fmt.Fprintf(w, "client\t%s\n", v["client"])
+				if d, ok := v["daemon"]; ok {
+					fmt.Fprintf(w, "daemon\t%s\n", d)
+				}
+			})
+		},
+	}
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"weir/api"
+	"weir/audit"
+	"weir/container"
+	"weir/dnsmap"
+	"weir/session"
+	"weir/store"
+)
+
+// serveOptions are the flags of weir serve.
+type serveOptions struct {
+	dataDir string
+	socket  string
+	http    string
+	config  string
+}
+
+func newServe(c *common) *cobra.Command {
+	o := &serveOptions{}
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the daemon", Args: cobra.NoArgs,
+		Long: `Run the daemon. It needs root: it works in the network namespaces of other
+processes. Stopping it leaves attached containers locked in, without egress;
+starting it again brings them back. 'weir detach' sets them free.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.socket = c.socket
+			return serve(cmd.Context(), o, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.dataDir, "data-dir", "/var/lib/weir", "where the database and the token are kept")
+	flags.StringVar(&o.http, "http", "127.0.0.1:7654", "address of the API over TCP, or 'off'")
+	flags.StringVar(&o.config, "config", "", "configuration `FILE` (default "+defaultConfig+", if there is one)")
+	return cmd
+}
+
+// serve is the daemon from start to end.
+func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
+	if os.Geteuid() != 0 {
+		return errors.New("the daemon needs root: sudo weir serve")
+	}
+	config, err := loadConfig(o.config)
+	if err != nil {
+		return err
+	}
+	raiseFileLimit(logger)
+	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	st, err := store.Open(ctx, filepath.Join(o.dataDir, "weir.db"))
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	socket, err := api.ListenSocket(o.socket)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	token, err := api.LoadToken(filepath.Join(o.dataDir, "token"))
+	if err != nil {
+		return err
+	}
+	tcp, ports, err := listenHTTP(o.http)
+	if err != nil {
+		return err
+	}
+
+	newest, err := st.Events(ctx, audit.Filter{Newest: true, Limit: 1})
+	if err != nil {
+		return err
+	}
+	var last int64
+	if len(newest) > 0 {
+		last = newest[0].ID
+	}
+	trail := audit.NewLog(audit.Config{
+		Append: st.AppendEvents, Events: st.Events, Last: last,
+		Failed: func(err error) { logger.Error("storing events; flows wait", "error", err) },
+	})
+	stored := make(chan error, 1)
+	go func() { stored <- trail.Serve() }()
+
+	upstream := &dnsmap.Upstream{Servers: config.upstreams}
+	defer upstream.Close()
+	conductor, err := session.New(ctx, session.Config{
+		Store: st, Log: trail, Runtimes: container.Connect(config.Runtimes...), Upstream: upstream, Logger: logger,
+		ControlPorts: ports, ProxyLimits: config.proxyLimits(), DNSLimits: config.dnsLimits(), Retention: config.retention(),
+	})
+	if err != nil {
+		return err
+	}
+	server := &api.Server{Conductor: conductor, Log: trail, Events: st.Events, Version: version, Token: token, Logger: logger}
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return conductor.Run(ctx, func() {
+			logger.Info("ready", "version", version, "socket", o.socket, "http", o.http, "attached", len(conductor.Attachments()))
+			// Outside systemd this does nothing.
+			if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+				logger.Warn("telling systemd", "error", err)
+			}
+			group.Go(func() error { return server.Serve(ctx, socket, tcp) })
+		})
+	})
+	err = group.Wait()
+	// The last flows have ended; what they said is still to be stored.
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return errors.Join(err, trail.Shutdown(drain), <-stored)
+}
+
+// listenHTTP opens the API's TCP listener; nil for "off".
+func listenHTTP(address string) (net.Listener, []uint16, error) {
+	if address == "off" {
+		return nil, nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, nil, fmt.Errorf("API over TCP: %w; choose another address with --http, or --http off", err)
+	}
+	own, err := netip.ParseAddrPort(l.Addr().String())
+	if err != nil {
+		return nil, nil, err
+	}
+	return l, []uint16{own.Port()}, nil
+}
+
+// raiseFileLimit takes all the file descriptors that may be had: each
+// connection needs two.
+func raiseFileLimit(logger *slog.Logger) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return
+	}
+	want := limit
+	want.Max = max(want.Max, 1<<20)
+	want.Cur = want.Max
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &want) == nil {
+		return
+	}
+	limit.Cur = limit.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		logger.Warn("raising the limit of open files", "error", err)
+	}
+}

@@ -1,0 +1,224 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"weir/audit"
+	"weir/container"
+	"weir/dnsmap"
+	"weir/proxy"
+	"weir/redirect"
+	"weir/rules"
+	"weir/store"
+)
+
+// An attachment is one container that Weir decides for. It is live while the
+// container runs, and waits, without listeners, while the container is
+// stopped.
+type attachment struct {
+	ID       string // full runtime id, or that of the bare namespace
+	Name     string
+	ref      string // what the user called it
+	runtime  string
+	netnsID  container.NetNSID
+	warnings []string
+	since    time.Time
+
+	policy     atomic.Pointer[rules.Policy]
+	denied     atomic.Int64
+	nextExpiry time.Time // of a rule in policy; guarded by the Conductor's mu
+
+	live *live // nil while waiting; guarded by the Conductor's mu
+}
+
+// live is what runs for an attached container.
+type live struct {
+	netns    *redirect.NetNS
+	kernel   *redirect.Attachment
+	names    *dnsmap.Table
+	dns      *dnsmap.Server
+	proxy    *proxy.Server
+	programs *container.Programs
+	again    chan struct{} // capacity 1: flows are to be judged again
+	cancel   context.CancelFunc
+	tasks    sync.WaitGroup
+	closed   []redirect.Connection
+}
+
+// lockName is an id as the names of nftables tables allow it.
+func lockName(id string) string {
+	return strings.NewReplacer(":", "-", ".", "-").Replace(id)[:min(len(id), 64)]
+}
+
+func (a *attachment) who() rules.Container { return rules.Container{ID: a.ID, Name: a.Name} }
+
+// rejudge has the live flows judged again, soon and once, however often it is
+// called meanwhile.
+func (a *attachment) rejudge() {
+	if a.live == nil {
+		return
+	}
+	select {
+	case a.live.again <- struct{}{}:
+	default: // about to be
+	}
+}
+
+// open installs the capture of a container and starts to serve it. The policy
+// must be set. On an error nothing is left behind.
+func (c *Conductor) open(ctx context.Context, a *attachment, found container.Container, names []store.Name) (*live, error) {
+	file, err := found.OpenNetNS()
+	if err != nil {
+		return nil, containerError(err)
+	}
+	defer file.Close()
+	ns, err := redirect.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	programs, err := container.OpenPrograms(file, func() []int { return []int{found.PID} })
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	kernel, err := redirect.Install(ctx, ns, redirect.Spec{Name: lockName(a.ID)})
+	if err != nil {
+		return nil, errors.Join(err, programs.Close(), ns.Close())
+	}
+	l := &live{netns: ns, kernel: kernel, programs: programs, again: make(chan struct{}, 1), closed: kernel.Closed()}
+	l.names = &dnsmap.Table{Now: c.now}
+	var entries []dnsmap.Entry
+	for _, n := range names {
+		entries = append(entries, dnsmap.Entry{Name: n.Name, Addr: n.Addr, Expires: n.Expires})
+	}
+	l.names.Restore(entries)
+	record := func(e audit.Event) int64 {
+		e.ContainerID, e.ContainerName = a.ID, a.Name
+		if e.SessionID == "" {
+			e.SessionID = a.policy.Load().Session()
+		}
+		if e.Verdict == "deny" {
+			a.denied.Add(1)
+		}
+		return c.record(e)
+	}
+	l.dns = &dnsmap.Server{
+		Container: a.who(),
+		Policy: func(name string, _ uint16) rules.Decision {
+			return a.policy.Load().Decide(rules.Request{
+				Time: c.now(), Container: a.who(), Stage: rules.Resolve, Names: []string{name},
+			})
+		},
+		Upstream: c.config.Upstream,
+		// A runtime that does not answer knows no names: the question then
+		// goes the way of every other.
+		Local: func(ctx context.Context, name string) []netip.Addr {
+			addrs, _ := c.config.Runtimes.Resolve(ctx, a.ID, name)
+			return addrs
+		},
+		Reverse: func(ctx context.Context, addr netip.Addr) string {
+			name, _ := c.config.Runtimes.Reverse(ctx, a.ID, addr)
+			return name
+		},
+		Table:  l.names,
+		Record: func(e audit.Event) { record(e) },
+		Limits: c.config.DNSLimits,
+		Now:    c.now,
+	}
+	l.proxy = &proxy.Server{
+		Container: a.who(),
+		Policy:    a.policy.Load,
+		Names:     l.names.Names,
+		Prove:     l.dns.Prove,
+		Program: func(ctx context.Context, client, dst netip.AddrPort) (*rules.Program, error) {
+			p, err := programs.Find(ctx, "tcp", client, dst)
+			if err != nil {
+				return nil, err
+			}
+			return &rules.Program{Path: p.Path, Ancestors: p.Ancestors}, nil
+		},
+		OriginalDst: redirect.OriginalDst,
+		Record:      record,
+		Limits:      c.config.ProxyLimits,
+		Log:         c.logger,
+		Now:         c.now,
+	}
+	var serveCtx context.Context
+	serveCtx, l.cancel = context.WithCancel(c.ctx)
+	l.tasks.Go(func() { c.report(a, "proxy", l.proxy.Serve(serveCtx, kernel.TCP())) })
+	packets, listener := kernel.DNS()
+	l.tasks.Go(func() { c.report(a, "dns", l.dns.Serve(serveCtx, packets, listener)) })
+	l.tasks.Go(func() { c.report(a, "watch", kernel.Watch(serveCtx, func(t redirect.Tamper) { c.tampered(a, t) })) })
+	l.tasks.Go(func() {
+		for {
+			select {
+			case <-serveCtx.Done():
+				return
+			case <-l.again:
+				l.proxy.Rejudge()
+			}
+		}
+	})
+	return l, nil
+}
+
+// report logs a server that ended although nobody ended it.
+func (c *Conductor) report(a *attachment, what string, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		c.logger.Error(what+" ended", "container", a.Name, "error", err)
+	}
+}
+
+// tampered records that somebody changed the capture from inside.
+func (c *Conductor) tampered(a *attachment, t redirect.Tamper) {
+	reason := t.What
+	switch {
+	case t.Restored:
+		reason += "; restored"
+	case t.Err != nil:
+		reason += "; NOT restored: " + t.Err.Error()
+	}
+	c.log.Record(audit.Event{
+		Type: audit.Tamper, ContainerID: a.ID, ContainerName: a.Name, SessionID: a.policy.Load().Session(),
+		Verdict: "deny", Reason: reason,
+	})
+}
+
+// stop ends serving; flows are cut. What happens to the kernel's side is the
+// caller's: Close to give the network back, Release to leave it locked.
+func (l *live) stop() {
+	l.cancel()
+	l.tasks.Wait()
+}
+
+// close gives the container its network back.
+func (l *live) close() error {
+	l.stop()
+	return errors.Join(l.kernel.Close(), l.programs.Close(), l.netns.Close())
+}
+
+// release leaves the container locked in.
+func (l *live) release() error {
+	l.stop()
+	return errors.Join(l.kernel.Release(), l.programs.Close(), l.netns.Close())
+}
+
+// saveNames stores the container's table of names, so that a restart of the
+// daemon forgets none.
+func (a *attachment) saveNames(ctx context.Context, st *store.Store) error {
+	l := a.live
+	if l == nil {
+		return nil
+	}
+	var names []store.Name
+	for _, e := range l.names.Entries() {
+		names = append(names, store.Name{Name: e.Name, Addr: e.Addr, Expires: e.Expires})
+	}
+	return st.PutNames(ctx, a.ID, names)
+}

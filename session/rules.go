@@ -1,0 +1,138 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"weir/rules"
+	"weir/store"
+)
+
+// AddRule adds a rule to the global layer. Its ID, Source, Order and
+// Created are set here.
+func (c *Conductor) AddRule(ctx context.Context, r rules.Rule) (rules.Rule, []string, error) {
+	r.Created = c.now()
+	return c.putRule(ctx, r, c.store.AddRule)
+}
+
+// UpdateRule replaces a global rule; its place in the order of creation stays.
+func (c *Conductor) UpdateRule(ctx context.Context, id string, r rules.Rule) (rules.Rule, []string, error) {
+	old, err := c.globalRule(id)
+	if err != nil {
+		return r, nil, err
+	}
+	r.ID, r.Created, r.Order = old.ID, old.Created, old.Order
+	return c.putRule(ctx, r, c.store.UpdateRule)
+}
+
+func (c *Conductor) globalRule(id string) (rules.Rule, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.global, func(r rules.Rule) bool { return r.ID == id })
+	if i < 0 {
+		return rules.Rule{}, unknownRule(id)
+	}
+	return c.global[i], nil
+}
+
+func unknownRule(id string) error {
+	return &Error{NotFound, fmt.Errorf("no global rule %q: see 'weir rule list --source global'; a session's rules change with 'weir session create'", id)}
+}
+
+func (c *Conductor) putRule(ctx context.Context, r rules.Rule, put func(context.Context, rules.Rule) (store.Rule, error)) (rules.Rule, []string, error) {
+	now := c.now()
+	r.Source = rules.Global
+	r, warnings, err := c.canonical(r)
+	if err != nil {
+		return r, nil, &Error{Invalid, err}
+	}
+	if !r.Expires.IsZero() && !r.Expires.After(now) {
+		return r, nil, invalid("expires_at %s has passed already: give a later time, or leave it out for a rule that stays", r.Expires.Format(time.RFC3339))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stored, err := put(ctx, r)
+	if err != nil {
+		return r, nil, fmt.Errorf("the rule was not stored and does not count: %w", err)
+	}
+	if i := slices.IndexFunc(c.global, func(r rules.Rule) bool { return r.ID == stored.ID }); i >= 0 {
+		c.global[i] = stored.Rule
+	} else {
+		c.global = append(c.global, stored.Rule)
+	}
+	return stored.Rule, warnings, c.globalChanged(now)
+}
+
+// DeleteRule removes a global rule.
+func (c *Conductor) DeleteRule(ctx context.Context, id string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.global, func(r rules.Rule) bool { return r.ID == id })
+	if i < 0 {
+		return unknownRule(id)
+	}
+	if err := c.store.DeleteRule(ctx, id); err != nil {
+		return err
+	}
+	c.global = slices.Delete(c.global, i, i+1)
+	return c.globalChanged(c.now())
+}
+
+// RuleFilter selects rules. Empty fields do not filter.
+type RuleFilter struct {
+	Source      rules.Source
+	Container   string // id or name: rules that can apply to this container
+	Destination string // as written
+}
+
+// ListedRule is a rule with the container it holds for.
+type ListedRule struct {
+	rules.Rule
+	LastUsed time.Time // zero: never, or not since the rule was made
+}
+
+// Rules lists the rules of all layers: global, then the live sessions' in
+// order of creation, then the built-in ones.
+func (c *Conductor) Rules(f RuleFilter) []ListedRule {
+	now := c.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []ListedRule
+	add := func(r rules.Rule) {
+		if f.Source != "" && r.Source != f.Source || f.Destination != "" && r.Destination != f.Destination {
+			return
+		}
+		if !r.Expires.IsZero() && !r.Expires.After(now) {
+			return
+		}
+		list = append(list, ListedRule{Rule: r, LastUsed: c.used[r.ID]})
+	}
+	who := rules.Container{ID: f.Container, Name: f.Container}
+	if a := c.attachedAs(f.Container); a != nil {
+		who = a.who()
+	}
+	for _, r := range c.globalLayer.Rules() {
+		if f.Container == "" || r.AppliesTo(who) {
+			add(r)
+		}
+	}
+	for i := range c.sessions {
+		s := &c.sessions[i]
+		if !s.Live(now) || f.Container != "" && s.Container != who.ID && s.Container != who.Name {
+			continue
+		}
+		for _, r := range c.layers[s.ID].Rules() {
+			r.Container = s.Container
+			if r.Expires.IsZero() || r.Expires.After(s.Expires) {
+				r.Expires = s.Expires
+			}
+			add(r)
+		}
+	}
+	for _, r := range builtinLayer.Rules() {
+		add(r)
+	}
+	return list
+}

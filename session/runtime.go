@@ -1,0 +1,274 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"weir/audit"
+	"weir/container"
+	"weir/redirect"
+	"weir/store"
+)
+
+// restore brings back every stored attachment: containers that run are
+// captured again, with new listeners behind the rules that held them
+// meanwhile; those that do not run wait.
+func (c *Conductor) restore(ctx context.Context) error {
+	stored, err := c.store.Attachments(ctx)
+	if err != nil {
+		return err
+	}
+	c.attaching.Lock()
+	defer c.attaching.Unlock()
+	for _, s := range stored {
+		found, err := c.config.Runtimes.Find(ctx, lookup(s))
+		gone := errors.Is(err, container.ErrNotFound)
+		if err == nil && s.Runtime == "" && found.NetNSID.String() != s.NetNS {
+			// A bare namespace is identified by itself alone.
+			gone = true
+		}
+		switch {
+		case s.Desired == store.Detached || gone:
+			err = c.finishDetach(ctx, s, found)
+		case err == nil:
+			_, _, err = c.attach(ctx, found, s.Ref)
+			if err != nil {
+				c.wait(s)
+			}
+		default:
+			c.wait(s)
+			if errors.Is(err, container.ErrNotRunning) {
+				// The namespace is gone; what is left of its lock is not needed.
+				err = redirect.Remove(nil, lockName(s.ContainerID))
+			}
+		}
+		if err != nil {
+			c.logger.Error("restoring an attachment; the container stays without egress", "container", s.Name, "error", err)
+		}
+	}
+	return nil
+}
+
+// lookup is what finds a stored attachment's container again.
+func lookup(s store.Attachment) string {
+	if s.Runtime == "" {
+		return s.Ref
+	}
+	return s.ContainerID
+}
+
+// wait keeps an attachment whose container does not run, or cannot be looked
+// at, until the runtime says that it started.
+func (c *Conductor) wait(s store.Attachment) {
+	a := &attachment{ID: s.ContainerID, Name: s.Name, ref: s.Ref, runtime: s.Runtime, since: s.AttachedAt}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.compile(a, c.now())
+	c.attachments[a.ID] = a
+}
+
+// finishDetach completes what a killed daemon had begun, or clears away what
+// is left of a container that is gone.
+func (c *Conductor) finishDetach(ctx context.Context, s store.Attachment, found container.Container) error {
+	if found.Running && found.NetNSID.String() == s.NetNS {
+		a, _, err := c.attach(ctx, found, s.Ref)
+		if err != nil {
+			return err
+		}
+		c.dropLive(a)
+		c.mu.Lock()
+		delete(c.attachments, a.ID)
+		c.mu.Unlock()
+	} else if err := redirect.Remove(nil, lockName(s.ContainerID)); err != nil {
+		return err
+	}
+	return c.store.DeleteAttachment(ctx, s.ContainerID)
+}
+
+// watchRuntimes follows what happens to containers.
+func (c *Conductor) watchRuntimes(ctx context.Context) {
+	err := c.config.Runtimes.Watch(ctx, func(e container.Event) { c.handle(ctx, e) })
+	if err != nil && ctx.Err() == nil {
+		c.logger.Error("watching the container runtimes", "error", err)
+	}
+}
+
+func (c *Conductor) handle(ctx context.Context, e container.Event) {
+	switch e.Kind {
+	case container.Started:
+		c.started(ctx, e.Container)
+	case container.Stopped:
+		c.stopped(ctx, e.Container.ID)
+	case container.Removed:
+		c.removed(ctx, e.Container.ID)
+	case container.Renamed:
+		c.renamed(ctx, e.Container)
+	case container.Resync:
+		c.resync(ctx, e)
+	case container.Disconnected:
+		c.logger.Warn("container runtime does not answer; attached containers stay attached", "runtime", e.Runtime, "error", e.Err)
+	}
+}
+
+// started attaches a container that was attached before it restarted, or that
+// asks for it by its labels.
+func (c *Conductor) started(ctx context.Context, found container.Container) {
+	c.mu.Lock()
+	a := c.attachments[found.ID]
+	current := a != nil && a.live != nil && a.netnsID == found.NetNSID
+	c.mu.Unlock()
+	if current {
+		return
+	}
+	labels, err := container.ParseLabels(found.Labels)
+	if a == nil && err == nil && !labels.Attach {
+		return
+	}
+	ref := found.ID
+	if a != nil {
+		ref = a.ref
+	}
+	c.attaching.Lock()
+	_, created, attachErr := c.attach(ctx, found, ref)
+	c.attaching.Unlock()
+	if attachErr == nil && a == nil && created && err == nil && labels.Session {
+		err = c.labelSession(ctx, found, labels)
+	}
+	if err = errors.Join(attachErr, err); err != nil {
+		c.logger.Error("attaching a started container", "container", found.Name, "error", err)
+		c.log.Record(audit.Event{Type: audit.Lifecycle, ContainerID: found.ID, ContainerName: found.Name, Reason: "attach at start: " + err.Error()})
+	}
+}
+
+// labelSession opens the session that a container's labels ask for.
+func (c *Conductor) labelSession(ctx context.Context, found container.Container, labels container.SessionLabels) error {
+	spec := Spec{ID: "label-" + found.ShortID(), Container: found.ID, TTL: labels.TTL, AllowAll: labels.AllowAll}
+	if labels.PolicyFile != "" {
+		text, err := os.ReadFile(labels.PolicyFile)
+		if err != nil {
+			return fmt.Errorf("label %s: %w", container.LabelPolicy, err)
+		}
+		spec.Policy = text
+	}
+	_, err := c.CreateSession(ctx, spec)
+	return err
+}
+
+// stopped lets an attachment wait for its container to start again.
+func (c *Conductor) stopped(ctx context.Context, id string) {
+	c.mu.Lock()
+	a := c.attachments[id]
+	c.mu.Unlock()
+	if a == nil || a.live == nil {
+		return
+	}
+	// The news may be late, and other containers may live on in the namespace:
+	// as long as somebody is in it, it stays captured.
+	if found, err := c.config.Runtimes.Find(ctx, id); err == nil && found.NetNSID == a.netnsID {
+		return
+	}
+	if others, err := c.config.Runtimes.Sharing(ctx, a.netnsID); err != nil || len(others) > 0 {
+		return
+	}
+	c.attaching.Lock()
+	defer c.attaching.Unlock()
+	c.dropLive(a)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lifecycle(id, "", "container stopped; it is attached again when it starts")
+}
+
+// removed forgets a container that is no more, and ends its sessions.
+func (c *Conductor) removed(ctx context.Context, id string) {
+	c.mu.Lock()
+	a := c.attachments[id]
+	c.mu.Unlock()
+	if a == nil {
+		return
+	}
+	c.attaching.Lock()
+	c.dropLive(a)
+	c.attaching.Unlock()
+	now := c.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.store.DeleteAttachment(ctx, id); err != nil {
+		c.logger.Error("forgetting a removed container", "container", a.Name, "error", err)
+	}
+	for i := len(c.sessions) - 1; i >= 0; i-- {
+		if s := c.sessions[i]; s.Container == id {
+			if err := c.store.EndSession(ctx, s.ID, now); err != nil {
+				c.logger.Error("ending a removed container's session", "session", s.ID, "error", err)
+			}
+			c.forget(i, now, "ended: its container was removed")
+		}
+	}
+	c.lifecycle(id, "", "container removed")
+	delete(c.attachments, id)
+}
+
+// renamed keeps patterns over names true.
+func (c *Conductor) renamed(ctx context.Context, found container.Container) {
+	c.mu.Lock()
+	a := c.attachments[found.ID]
+	if a == nil || a.Name == found.Name {
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	// The servers carry the name in their facts: attached anew, they carry
+	// the new one. The capture's rules stay in force meanwhile.
+	c.attaching.Lock()
+	defer c.attaching.Unlock()
+	c.dropForTakeover(a)
+	if _, _, err := c.attach(ctx, found, a.ref); err != nil {
+		c.logger.Error("attaching a renamed container again; it stays without egress", "container", found.Name, "error", err)
+	}
+}
+
+// dropForTakeover ends serving and leaves the container locked in, for an
+// attach that follows.
+func (c *Conductor) dropForTakeover(a *attachment) {
+	c.mu.Lock()
+	l := a.live
+	a.live = nil
+	c.mu.Unlock()
+	if l != nil {
+		if err := l.release(); err != nil {
+			c.logger.Error("releasing", "container", a.Name, "error", err)
+		}
+	}
+}
+
+// resync compares what one runtime has with what is attached.
+func (c *Conductor) resync(ctx context.Context, e container.Event) {
+	have := map[string]container.Container{}
+	for _, found := range e.Containers {
+		have[found.ID] = found
+		if found.Running {
+			c.started(ctx, found)
+		}
+	}
+	c.mu.Lock()
+	var stopped, removed []string
+	for id, a := range c.attachments {
+		if a.runtime != e.Runtime || strings.HasPrefix(id, "netns:") {
+			continue
+		}
+		if found, ok := have[id]; !ok {
+			removed = append(removed, id)
+		} else if !found.Running && a.live != nil {
+			stopped = append(stopped, id)
+		}
+	}
+	c.mu.Unlock()
+	for _, id := range stopped {
+		c.stopped(ctx, id)
+	}
+	for _, id := range removed {
+		c.removed(ctx, id)
+	}
+}
