@@ -6,16 +6,6 @@ import (
 	"strings"
 )
 
-// parsed is a rule with its text read.
-type parsed struct {
-	container  containerPattern
-	dest       destination
-	ports      *portSet
-	transports transports
-	binaries   []string // in the form that matchPath takes
-	effect     effect
-}
-
 // effect is what a matching rule does, in the order in which it wins over
 // others of equal specificity.
 type effect uint8
@@ -52,59 +42,75 @@ func (e *Endpoint) Inspected() bool {
 	return e.Protocol != ProtocolTCP && e.Protocol != ""
 }
 
-// parseRule reads and checks everything in r that decides. ports remembers
-// port sets by their text, because thousands of rules share few of them.
-func parseRule(r *Rule, ports map[string]*portSet) (parsed, error) {
-	var p parsed
+// reader reads rules. It remembers ports and containers by their text,
+// because thousands of rules share few of them.
+type reader struct {
+	ports      map[string]*portSet
+	containers map[string]*containerPattern
+}
+
+func newReader() *reader {
+	return &reader{ports: map[string]*portSet{}, containers: map[string]*containerPattern{}}
+}
+
+// read reads and checks everything in r that decides.
+func (d *reader) read(r *Rule, e *entry) error {
+	e.rule = r
 	var err error
-	if p.container, err = parseContainer(r.Container); err != nil {
-		return p, err
+	if e.container = d.containers[r.Container]; e.container == nil {
+		if e.container, err = parseContainer(r.Container); err != nil {
+			return err
+		}
+		d.containers[r.Container] = e.container
 	}
 	if r.Endpoint == nil {
-		p.dest, err = parseDestination(r.Destination)
+		e.dest, err = parseDestination(r.Destination)
 	} else {
-		p.dest, err = parseEndpointHost(r.Destination, r.Endpoint.AllowedIPs)
+		e.dest, err = parseEndpointHost(r.Destination, r.Endpoint.AllowedIPs)
 	}
 	if err != nil {
-		return p, err
+		return err
 	}
-	if p.ports = ports[r.Ports]; p.ports == nil {
-		if p.ports, err = parsePorts(r.Ports); err != nil {
-			return p, err
+	if e.ports = d.ports[r.Ports]; e.ports == nil {
+		if e.ports, err = parsePorts(r.Ports); err != nil {
+			return err
 		}
-		ports[r.Ports] = p.ports
+		d.ports[r.Ports] = e.ports
 	}
 	switch r.Transport {
 	case Any, "":
-		p.transports = overBoth
+		e.transports = overBoth
 	case TCP, UDP:
-		p.transports = r.Transport.set()
+		e.transports = r.Transport.set()
 	default:
-		return p, fmt.Errorf("transport %q: use tcp, udp or any", r.Transport)
+		return fmt.Errorf("transport %q: use tcp, udp or any", r.Transport)
 	}
 	for _, b := range r.Binaries {
 		pattern, err := parseBinary(b)
 		if err != nil {
-			return p, fmt.Errorf("binary %q: %w", b, err)
+			return fmt.Errorf("binary %q: %w", b, err)
 		}
-		p.binaries = append(p.binaries, pattern)
+		e.binaries = append(e.binaries, pattern)
 	}
 	switch {
 	case r.Action == ActionDeny && r.Endpoint != nil:
-		return p, errors.New("an endpoint needs action allow; what it refuses stands in its deny rules")
+		return errors.New("an endpoint needs action allow; what it refuses stands in its deny rules")
 	case r.Action == ActionDeny:
-		p.effect = refuses
+		e.effect = refuses
 	case r.Action != ActionAllow:
-		return p, fmt.Errorf("action %q: use allow or deny", r.Action)
+		return fmt.Errorf("action %q: use allow or deny", r.Action)
 	case r.Endpoint != nil && r.Endpoint.Inspected():
-		p.effect = inspects
-		if p.transports &= overTCP; p.transports == 0 {
-			return p, fmt.Errorf("transport %q: protocol %s is inspected over tcp only", r.Transport, r.Endpoint.Protocol)
+		e.effect = inspects
+		if e.transports &= overTCP; e.transports == 0 {
+			return fmt.Errorf("transport %q: protocol %s is inspected over tcp only", r.Transport, r.Endpoint.Protocol)
 		}
 	default:
-		p.effect = passes
+		e.effect = passes
 	}
-	return p, nil
+	if r.Source != "" && r.Source != Global && !e.container.every() {
+		return fmt.Errorf("container %q: only global rules choose containers", r.Container)
+	}
+	return nil
 }
 
 func parseBinary(s string) (string, error) {
@@ -123,19 +129,19 @@ type containerPattern struct {
 
 func (c *containerPattern) every() bool { return c.text == "*" }
 
-func parseContainer(s string) (containerPattern, error) {
+func parseContainer(s string) (*containerPattern, error) {
 	if s == "" || s == "*" {
-		return containerPattern{text: "*", glob: "*"}, nil
+		return &containerPattern{text: "*", glob: "*"}, nil
 	}
 	i := strings.IndexAny(s, "*?[{")
 	if i < 0 {
-		return containerPattern{text: s}, nil
+		return &containerPattern{text: s}, nil
 	}
 	g, err := normalFlatGlob(s)
 	if err != nil {
-		return containerPattern{}, fmt.Errorf("container %q: %w", s, err)
+		return nil, fmt.Errorf("container %q: %w", s, err)
 	}
-	return containerPattern{text: s, glob: g, prefix: s[:i]}, nil
+	return &containerPattern{text: s, glob: g, prefix: s[:i]}, nil
 }
 
 // Canonical checks a rule and returns it in the form in which it is stored
@@ -147,12 +153,9 @@ func parseContainer(s string) (containerPattern, error) {
 // Fields that decide nothing (ID, Order, Notes and the like) pass unchanged,
 // as do the insides of Endpoint, which ParseDocument has checked.
 func Canonical(r Rule) (Rule, []string, error) {
-	p, err := parseRule(&r, map[string]*portSet{})
-	if err != nil {
+	var p entry
+	if err := newReader().read(&r, &p); err != nil {
 		return Rule{}, nil, err
-	}
-	if r.Source != "" && r.Source != Global && !p.container.every() {
-		return Rule{}, nil, fmt.Errorf("container %q: only global rules choose containers", r.Container)
 	}
 	r.Container = p.container.text
 	r.Destination = p.dest.String()
@@ -175,7 +178,7 @@ func Canonical(r Rule) (Rule, []string, error) {
 	return r, warnings(&p), nil
 }
 
-func warnings(p *parsed) []string {
+func warnings(p *entry) []string {
 	var w []string
 	if (p.dest.kind == below || p.dest.kind == within) && !strings.Contains(p.dest.name, ".") {
 		w = append(w, fmt.Sprintf("%q covers every name under a whole top-level domain", p.dest.String()))

@@ -109,7 +109,7 @@ func (p *Policy) connect(q *query) Decision {
 			first = last
 		}
 	}
-	q.host = q.names[0]
+	q.host, q.won = q.names[0], first
 	if settled || denials == len(q.names) {
 		return p.decision(q, first)
 	}
@@ -145,7 +145,9 @@ func (p *Policy) hello(q *query, c Claim) Decision {
 	case err != nil:
 		return deny(q, Default, fmt.Sprintf("the client's %s: %v", c.Kind, err))
 	case slices.Contains(q.names, name), len(q.names) == 0 && c.Proven:
-		q.host = name
+		if q.host = name; len(q.names) == 1 {
+			return p.settle(q, q.won, c.Kind) // as judged at Connect
+		}
 		return p.settle(q, p.judge(q), c.Kind)
 	case len(q.names) > 0:
 		return deny(q, Default, contradiction(q, name, c.Kind))

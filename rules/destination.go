@@ -25,7 +25,7 @@ type destination struct {
 	kind   destinationKind
 	name   string       // exactly: the name; below, within, globbed: the literal suffix
 	prefix netip.Prefix // address and network, masked
-	glob   hostGlob
+	glob   *hostGlob
 }
 
 // named reports whether only a flow with a name can match.
@@ -148,7 +148,7 @@ func parseEndpointHost(s string, allowed []netip.Prefix) (destination, error) {
 	if err != nil {
 		return destination{}, err
 	}
-	return destination{kind: globbed, name: g.suffix(), glob: g}, nil
+	return destination{kind: globbed, name: g.suffix(), glob: &g}, nil
 }
 
 // SuffixWarning returns a warning when a destination such as "*.co.uk" covers

@@ -164,7 +164,7 @@ func admitsOne(c class, a netip.Addr, e *entry) bool {
 	case public:
 		return true
 	case private:
-		return e.names(a) || e.dest.kind == exactly || inAny(e.allowedIPs, a)
+		return e.names(a) || e.dest.kind == exactly || inAny(e.allowedIPs(), a)
 	case linkLocal:
 		if !e.names(a) {
 			return false

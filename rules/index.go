@@ -36,6 +36,7 @@ func (b *bucket) split(entries []entry) {
 	}
 	for i, t := range []transports{overTCP, overUDP} {
 		v := &view{port: map[uint16]list{}}
+		var few []uint64 // port and position
 		for _, n := range b.all {
 			e := &entries[n]
 			if e.transports&t == 0 {
@@ -47,8 +48,18 @@ func (b *bucket) split(entries []entry) {
 			}
 			for _, s := range e.ports.spans {
 				for port := int(s.first); port <= int(s.last); port++ {
-					v.port[uint16(port)] = append(v.port[uint16(port)], n)
+					few = append(few, uint64(port)<<32|uint64(n))
 				}
+			}
+		}
+		slices.Sort(few)
+		positions := make(list, len(few))
+		start := 0
+		for j, f := range few {
+			positions[j] = int32(uint32(f))
+			if j+1 == len(few) || few[j+1]>>32 != f>>32 {
+				v.port[uint16(f>>32)] = positions[start : j+1]
+				start = j + 1
 			}
 		}
 		b.views[i] = v
@@ -79,7 +90,6 @@ type index struct {
 	suffixes  map[string]*bucket // below, within and globbed, by literal suffix
 	depth     int                // labels of the longest suffix
 	addresses map[netip.Addr]*bucket
-	prefixes  map[netip.Prefix]*bucket // nil once the tree is built
 	networks  bart.Table[*subnet]
 	any       bucket
 	bare      bucket // globs without a literal suffix
@@ -90,79 +100,130 @@ type index struct {
 
 // subnet is a node of the tree of networks.
 type subnet struct {
-	bucket
+	*bucket
 	parent *subnet // the next larger network that has rules
 }
 
-func newIndex(size int) *index {
-	return &index{
-		names:     make(map[string]*bucket, size),
-		suffixes:  map[string]*bucket{},
-		addresses: map[netip.Addr]*bucket{},
-		prefixes:  map[netip.Prefix]*bucket{},
+// builder makes the indexes of a layer.
+type builder struct {
+	entries  []entry
+	numbers  list     // 0, 1, 2, …: the lists of one element are pieces of it
+	buckets  []bucket // not handed out yet
+	kinds    [listed]int
+	networks map[*index]map[netip.Prefix]*bucket
+}
+
+func (l *Layer) build() {
+	b := &builder{
+		entries: l.entries, numbers: make(list, len(l.entries)), buckets: make([]bucket, len(l.entries)),
+		networks: map[*index]map[netip.Prefix]*bucket{},
+	}
+	exact := 0
+	for i := range l.entries {
+		b.numbers[i] = int32(i)
+		if c := l.entries[i].container; c.every() {
+			b.kinds[l.entries[i].dest.kind]++
+		} else if c.glob == "" {
+			exact++
+		}
+	}
+	l.exact = make(map[string]*index, exact)
+	l.every = &index{
+		names:     make(map[string]*bucket, b.kinds[exactly]),
+		suffixes:  make(map[string]*bucket, b.kinds[below]+b.kinds[within]+b.kinds[globbed]),
+		addresses: make(map[netip.Addr]*bucket, b.kinds[address]),
+	}
+	b.networks[l.every] = make(map[netip.Prefix]*bucket, b.kinds[network])
+	for i := range l.entries {
+		b.add(l.indexFor(l.entries[i].container), int32(i))
+	}
+	b.finish(l.every)
+	for _, x := range l.exact {
+		b.finish(x)
+	}
+	for _, gs := range l.globs.byPrefix {
+		for _, g := range gs {
+			b.finish(g.index)
+		}
 	}
 }
 
-func (x *index) add(entries []entry, n int32) {
-	e := &entries[n]
-	b := &x.any
+// add puts an entry into an index. Entries come in the order of precedence.
+func (b *builder) add(x *index, n int32) {
+	e := &b.entries[n]
+	to := &x.any
 	switch e.dest.kind {
 	case exactly:
-		b = at(x.names, e.dest.name)
+		to = at(b, &x.names, e.dest.name)
 	case below, within, globbed:
-		if b = &x.bare; e.dest.name != "" {
-			b = at(x.suffixes, e.dest.name)
+		if to = &x.bare; e.dest.name != "" {
+			to = at(b, &x.suffixes, e.dest.name)
 			x.depth = max(x.depth, strings.Count(e.dest.name, ".")+1)
 		}
 	case address:
-		b = at(x.addresses, e.dest.prefix.Addr())
+		to = at(b, &x.addresses, e.dest.prefix.Addr())
 	case network:
-		b = at(x.prefixes, e.dest.prefix)
+		m := b.networks[x]
+		to = at(b, &m, e.dest.prefix)
+		b.networks[x] = m
 	}
-	b.all = append(b.all, n)
+	b.put(to, n)
 	if e.dest.named() {
-		x.byName[e.effect].all = append(x.byName[e.effect].all, n)
+		b.put(&x.byName[e.effect], n)
 	}
 }
 
-func at[K comparable](m map[K]*bucket, key K) *bucket {
-	b := m[key]
-	if b == nil {
-		b = &bucket{}
-		m[key] = b
+func (b *builder) put(to *bucket, n int32) {
+	if to.all == nil {
+		to.all = b.numbers[n : n+1 : n+1]
+		return
 	}
-	return b
+	to.all = append(to.all, n)
 }
 
-func (x *index) finish(entries []entry) {
-	for _, b := range x.names {
-		b.split(entries)
+// at returns the bucket of a key, made when there is none.
+func at[K comparable](b *builder, m *map[K]*bucket, key K) *bucket {
+	if found := (*m)[key]; found != nil {
+		return found
 	}
-	for _, b := range x.suffixes {
-		b.split(entries)
+	if *m == nil {
+		*m = map[K]*bucket{}
 	}
-	for _, b := range x.addresses {
-		b.split(entries)
+	made := &b.buckets[0]
+	b.buckets = b.buckets[1:]
+	(*m)[key] = made
+	return made
+}
+
+func (b *builder) finish(x *index) {
+	for _, m := range x.names {
+		m.split(b.entries)
 	}
-	x.any.split(entries)
-	x.bare.split(entries)
+	for _, m := range x.suffixes {
+		m.split(b.entries)
+	}
+	for _, m := range x.addresses {
+		m.split(b.entries)
+	}
+	x.any.split(b.entries)
+	x.bare.split(b.entries)
 	for i := range x.byName {
-		x.byName[i].split(entries)
+		x.byName[i].split(b.entries)
 	}
 
-	sorted := make([]netip.Prefix, 0, len(x.prefixes))
-	for p := range x.prefixes {
+	networks := b.networks[x]
+	sorted := make([]netip.Prefix, 0, len(networks))
+	for p := range networks {
 		sorted = append(sorted, p)
 	}
 	// The larger networks first: each then finds its parent in the tree.
 	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
 	for _, p := range sorted {
-		s := &subnet{bucket: *x.prefixes[p]}
-		s.split(entries)
+		s := &subnet{bucket: networks[p]}
+		s.split(b.entries)
 		s.parent, _ = x.networks.LookupPrefix(p)
 		x.networks.Insert(p, s)
 	}
-	x.prefixes = nil
 }
 
 // whole asks an index for the entries whose destination can match a query;
@@ -180,7 +241,7 @@ func (x *index) lists(to []list, q *query, want effect) []list {
 		}
 		s, _ := x.networks.Lookup(a)
 		for ; s != nil; s = s.parent {
-			to = s.bucket.lists(to, q)
+			to = s.lists(to, q)
 		}
 	}
 	if q.host != "" {
@@ -206,7 +267,7 @@ type globIndex struct {
 }
 
 type globbedContainers struct {
-	pattern containerPattern
+	pattern *containerPattern
 	index   *index
 }
 
@@ -222,49 +283,30 @@ func (g *globIndex) at(c *containerPattern) *index {
 	if !slices.Contains(g.lengths, len(c.prefix)) {
 		g.lengths = append(g.lengths, len(c.prefix))
 	}
-	x := newIndex(0)
-	g.byPrefix[c.prefix] = append(g.byPrefix[c.prefix], &globbedContainers{*c, x})
+	x := &index{}
+	g.byPrefix[c.prefix] = append(g.byPrefix[c.prefix], &globbedContainers{c, x})
 	return x
 }
 
-func (l *Layer) indexFor(c *containerPattern, size int) *index {
+func (l *Layer) indexFor(c *containerPattern) *index {
 	switch {
 	case c.every():
-		if l.every == nil {
-			l.every = newIndex(size)
-		}
 		return l.every
 	case c.glob != "":
 		return l.globs.at(c)
 	}
 	x := l.exact[c.text]
 	if x == nil {
-		x = newIndex(0)
+		x = &index{}
 		l.exact[c.text] = x
 	}
 	return x
 }
 
-func (l *Layer) finish() {
-	if l.every != nil {
-		l.every.finish(l.entries)
-	}
-	for _, x := range l.exact {
-		x.finish(l.entries)
-	}
-	for _, gs := range l.globs.byPrefix {
-		for _, g := range gs {
-			g.index.finish(l.entries)
-		}
-	}
-}
-
 // lists appends the wanted lists of each index whose container pattern
 // matches. A list may come twice, when a glob matches both name and id.
 func (l *Layer) lists(to []list, q *query, want effect) []list {
-	if l.every != nil {
-		to = l.every.lists(to, q, want)
-	}
+	to = l.every.lists(to, q, want)
 	for i, who := range [...]string{q.container.Name, q.container.ID} {
 		if who == "" || i == 1 && who == q.container.Name {
 			continue

@@ -3,7 +3,6 @@ package rules
 import (
 	"cmp"
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -26,13 +25,21 @@ type Layer struct {
 type entry struct {
 	rule       *Rule
 	rank       rank
+	container  *containerPattern
 	dest       destination
 	ports      *portSet
-	binaries   []string
-	allowedIPs []netip.Prefix // of an endpoint; nil is any
+	binaries   []string // in the form that matchPath takes
+	reason     string
 	transports transports
 	effect     effect
-	reason     string
+}
+
+// allowedIPs are the only addresses that an endpoint is about; none is all.
+func (e *entry) allowedIPs() []netip.Prefix {
+	if e.rule.Endpoint == nil {
+		return nil
+	}
+	return e.rule.Endpoint.AllowedIPs
 }
 
 // NewLayer indexes the rules of one source: Global, Session or Builtin. The
@@ -45,77 +52,60 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 		return nil, fmt.Errorf("layer %q cannot hold rules: use global, session or builtin", source)
 	}
 	l := &Layer{source: source, rules: rs, exact: map[string]*index{}}
-
-	type place struct {
-		rank  rank
-		order int64
-		rule  int32
-		part  int32 // of a rule that is several entries
-	}
-	all := make([]parsed, len(rs))
-	places := make([]place, 0, len(rs))
-	ports := map[string]*portSet{}
+	read := make([]entry, 0, len(rs))
+	rd := newReader()
 	for i := range rs {
-		r, p := &rs[i], &all[i]
-		var err error
-		if *p, err = parseRule(r, ports); err != nil {
+		r := &rs[i]
+		var e entry
+		err := rd.read(r, &e)
+		if err == nil && source != Global && !e.container.every() {
+			err = fmt.Errorf("container %q: only global rules choose containers", r.Container)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%s rule %s: %w", source, r.name(), err)
 		}
-		if source != Global && !p.container.every() {
-			return nil, fmt.Errorf("%s rule %s: container %q: only global rules choose containers", source, r.name(), r.Container)
-		}
-		for part, dest := range p.destinations(r) {
-			places = append(places, place{p.rank(&dest), r.Order, int32(i), int32(part)})
+		e.reason = reasonOf(source, &e)
+		if e.dest.kind != listed {
+			e.rank = e.specificity()
+			read = append(read, e)
+		} else {
+			for _, p := range r.Endpoint.AllowedIPs {
+				e.dest = networkDestination(p)
+				e.rank = e.specificity()
+				read = append(read, e)
+			}
 		}
 		if !r.Expires.IsZero() {
 			l.expiries = append(l.expiries, r.Expires)
 		}
 	}
 	slices.SortFunc(l.expiries, time.Time.Compare)
+	l.sort(read)
+	l.build()
+	return l, nil
+}
+
+// sort fills l.entries with the entries read in the order of precedence.
+func (l *Layer) sort(read []entry) {
+	type place struct {
+		rank  rank
+		order int64
+		read  int
+	}
+	places := make([]place, len(read))
+	for i := range read {
+		places[i] = place{read[i].rank, read[i].rule.Order, i}
+	}
 	slices.SortFunc(places, func(a, b place) int {
 		if a.rank != b.rank {
 			return cmp.Compare(a.rank, b.rank)
 		}
-		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.rule, b.rule), cmp.Compare(a.part, b.part))
+		return cmp.Or(cmp.Compare(a.order, b.order), a.read-b.read)
 	})
-
-	l.entries = make([]entry, len(places))
-	for i, at := range places {
-		r, p := &rs[at.rule], &all[at.rule]
-		e := &l.entries[i]
-		*e = entry{
-			rule: r, rank: at.rank, dest: p.destination(r, int(at.part)), ports: p.ports, binaries: p.binaries,
-			transports: p.transports, effect: p.effect, reason: reasonOf(source, r, p),
-		}
-		if r.Endpoint != nil {
-			e.allowedIPs = r.Endpoint.AllowedIPs
-		}
-		l.indexFor(&p.container, len(rs)).add(l.entries, int32(i))
+	l.entries = make([]entry, len(read))
+	for i, p := range places {
+		l.entries[i] = read[p.read]
 	}
-	l.finish()
-	return l, nil
-}
-
-// destinations yields the destinations of the entries that a rule becomes.
-func (p *parsed) destinations(r *Rule) iter.Seq2[int, destination] {
-	return func(yield func(int, destination) bool) {
-		if p.dest.kind != listed {
-			yield(0, p.dest)
-			return
-		}
-		for i := range r.Endpoint.AllowedIPs {
-			if !yield(i, p.destination(r, i)) {
-				return
-			}
-		}
-	}
-}
-
-func (p *parsed) destination(r *Rule, part int) destination {
-	if p.dest.kind == listed {
-		return networkDestination(r.Endpoint.AllowedIPs[part])
-	}
-	return p.dest
 }
 
 // BuiltinLayer returns the rules that every container has: its own loopback,

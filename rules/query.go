@@ -110,7 +110,7 @@ func (q *query) matchBesidesName(e *entry) match {
 		if e.effect != refuses && e.dest.named() && isLocalhost(e.dest.name) && !q.addrs[0].IsLoopback() {
 			return no // somebody's DNS says that localhost is elsewhere
 		}
-		if len(e.allowedIPs) > 0 && !inAny(e.allowedIPs, q.addrs[0]) {
+		if ips := e.allowedIPs(); len(ips) > 0 && !inAny(ips, q.addrs[0]) {
 			return no
 		}
 	}

@@ -6,11 +6,12 @@ import (
 	"strings"
 )
 
-// rank orders the rules of a layer: the lower wins. It is the table of the
-// package comment, one field after the other from the highest bit down.
+// rank orders the rules of a layer: the lower wins. specificity makes it from
+// the table of the package comment, one field after the other from the highest bit down.
 type rank uint64
 
-func (p *parsed) rank(d *destination) rank {
+func (p *entry) specificity() rank {
+	d := &p.dest
 	container := uint64(0)
 	if p.container.every() {
 		container = 2

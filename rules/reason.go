@@ -44,9 +44,10 @@ func (r *Rule) name() string {
 
 // reasonOf is the reason of a decision that a rule makes. It is made once,
 // when the rule is indexed, so that decisions need not build it.
-func reasonOf(s Source, r *Rule, p *parsed) string {
+func reasonOf(s Source, p *entry) string {
+	r := p.rule
 	to := r.Destination
-	if p.dest.kind == listed {
+	if r.Destination == "" {
 		to = "the addresses in allowed_ips"
 	}
 	verb := " allows "
@@ -54,16 +55,16 @@ func reasonOf(s Source, r *Rule, p *parsed) string {
 		verb = " denies "
 	}
 	if r.ID == "" {
-		return "a " + string(s) + " rule" + verb + to + portSuffix(r, p)
+		return "a " + string(s) + " rule" + verb + to + portSuffix(p)
 	}
-	return string(s) + " rule " + r.ID + verb + to + portSuffix(r, p)
+	return string(s) + " rule " + r.ID + verb + to + portSuffix(p)
 }
 
-func portSuffix(r *Rule, p *parsed) string {
+func portSuffix(p *entry) string {
 	if p.ports.all() {
 		return ""
 	}
-	return " on port " + r.Ports
+	return " on port " + p.rule.Ports
 }
 
 // text is a rule as a user would write it.

@@ -101,7 +101,7 @@ func (q *query) mismatch(e *entry) string {
 		return "for a name that the client only claims"
 	case e.dest.named() && isLocalhost(e.dest.name):
 		return "localhost means the loopback, and this address is elsewhere"
-	case len(e.allowedIPs) > 0 && q.addrCount > 0 && !inAny(e.allowedIPs, q.addrs[0]):
+	case q.addrCount > 0 && len(e.allowedIPs()) > 0 && !inAny(e.allowedIPs(), q.addrs[0]):
 		return "its allowed_ips do not hold the address"
 	default:
 		return "its destination does not match"
