@@ -57,10 +57,11 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 // host's side of its interfaces, then listeners inside, then the ruleset in one
 // batch; then it cuts the connections that were there before. It takes over
 // what a dead daemon left under the same name. All or nothing: after an error
-// the namespace and the host are as they were (rules of a dead daemon that
-// were replaced by then are removed with the rest). ns must stay open until
-// Close or Release. It gives ErrHostNetwork for the host's own namespace and a
-// *FeatureError when the kernel lacks something.
+// the namespace and the host are as they were; when something was to be taken
+// over, that means closed: rules and lock stay, so that the container does not
+// come free by an accident. ns must stay open until Close or Release. It gives
+// ErrHostNetwork for the host's own namespace and a *FeatureError when the
+// kernel lacks something.
 func Install(ctx context.Context, ns *NetNS, s Spec) (*Attachment, error) {
 	if !validName.MatchString(s.Name) {
 		return nil, fmt.Errorf("attachment name %q: use 1 to 64 letters, digits and dashes", s.Name)
@@ -100,7 +101,16 @@ func (a *Attachment) install(ctx context.Context, name string, undo *undoList) e
 	}
 	undo.add(a.lock.conn.CloseLasting)
 
-	undo.add(a.lock.remove)
+	takeover, err := a.leftovers()
+	if err != nil {
+		return err
+	}
+	opens := func(step func() error) {
+		if !takeover {
+			undo.add(step)
+		}
+	}
+	opens(a.lock.remove)
 	if err := a.lockInterfaces(); err != nil {
 		return err
 	}
@@ -112,12 +122,12 @@ func (a *Attachment) install(ctx context.Context, name string, undo *undoList) e
 	}
 	undo.add(a.listeners.close)
 	a.rules = newRuleset(a.listeners.ports())
-	undo.add(func() error { return removeTable(a.conn, a.rules.table) })
+	opens(func() error { return removeTable(a.conn, a.rules.table) })
 	if err := a.rules.install(a.conn, a.links.uplinkIndexes(a.interfaces)); err != nil {
 		return err
 	}
-	undo.add(a.takeLoopbackDown)
-	undo.add(a.links.takeRoutes)
+	opens(a.takeLoopbackDown)
+	opens(a.links.takeRoutes)
 	if a.loWasDown, err = a.links.giveRoutes(); err != nil {
 		return err
 	}
@@ -128,6 +138,16 @@ func (a *Attachment) install(ctx context.Context, name string, undo *undoList) e
 		return err
 	}
 	return ctx.Err()
+}
+
+// leftovers says whether a dead daemon's lock or ruleset is there.
+func (a *Attachment) leftovers() (bool, error) {
+	names, err := lockNames(a.lock.conn)
+	if err != nil || slices.Contains(names, a.lock.name) {
+		return err == nil, err
+	}
+	table, err := findTable(a.conn, newRuleset(ports{}).table)
+	return table != nil, err
 }
 
 func (a *Attachment) takeLoopbackDown() error {

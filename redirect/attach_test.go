@@ -94,6 +94,26 @@ func TestInstallFails(t *testing.T) {
 	same(t, outside, l.hostState())
 }
 
+// A failed Install does not set free what a dead daemon had closed.
+func TestTakeoverFails(t *testing.T) {
+	l := newLab(t)
+	ns := l.container("ct", 2)
+	dead := l.install(ns)
+	if err := dead.Release(); err != nil {
+		t.Fatal(err)
+	}
+	outside := l.hostState()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Install(ctx, ns, Spec{Name: dead.lock.name, Host: l.host}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	same(t, outside, l.hostState())
+	if got := l.python("ct", talk+`print(talk(TCP, "198.51.100.1", 443))`); got != "Connection refused" {
+		t.Errorf("after the failure: got %q, want %q", got, "Connection refused")
+	}
+}
+
 // Connections from before are cut and named; own ones are not.
 func TestCut(t *testing.T) {
 	for _, nat := range []string{"no nat", "with nat"} {

@@ -183,6 +183,41 @@ while True:
 	}
 }
 
+// Containers nested in the container are captured with it, and reach each
+// other as before.
+func TestNested(t *testing.T) {
+	l := newLab(t)
+	ns := l.container("ct", 2)
+	l.sh("ct", "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip link add in0 type bridge; ip addr add 172.28.0.1/24 dev in0; ip -6 addr add 2001:db8:28::1/64 dev in0 nodad; ip link set in0 up")
+	for i, name := range []string{"n1", "n2"} {
+		l.namespace(name)
+		l.sh("", fmt.Sprintf("ip -n %[1]sct link add %[2]s type veth peer name eth0 netns %[1]s%[2]s", l.prefix, name))
+		l.sh("ct", fmt.Sprintf("ip link set %s master in0 up", name))
+		l.sh(name, fmt.Sprintf("ip addr add 172.28.0.%[1]d/24 dev eth0; ip -6 addr add 2001:db8:28::%[1]d/64 dev eth0 nodad; ip link set eth0 up; ip route add default via 172.28.0.1; ip -6 route add default via 2001:db8:28::1", i+2))
+	}
+	l.program("n2", `
+import socket
+s=socket.socket(); s.bind(("",8080)); s.listen(); print("ready",flush=True)
+while True: c,_=s.accept(); c.send(b"nested"); c.close()`)()
+	a := l.install(ns)
+	echoDNS(a)
+	echoDst(a)
+	for _, c := range []struct{ call, want string }{
+		{`TCP, "198.51.100.1", 443`, "198.51.100.1:443 <nil>"},
+		{`TCP, "2001:db8:8::8", 443`, "[2001:db8:8::8]:443 <nil>"},
+		{`UDP, "8.8.8.8", 53`, "udp shim x"},
+		{`UDP, "2001:db8:8::8", 53`, "udp shim x"},
+		{`TCP, "8.8.8.8", 53`, "tcp shim x"},
+		{`UDP, "198.51.100.1", 443`, "No route to host"},
+		{`UDP, "2001:db8:8::8", 443`, "Permission denied"},
+		{`TCP, "172.28.0.3", 8080`, "nested"},
+	} {
+		if got := l.python("n1", talk+"print(talk("+c.call+"))"); got != c.want {
+			t.Errorf("%s: got %q, want %q", c.call, got, c.want)
+		}
+	}
+}
+
 // With only lo there is a way to the listeners, and it goes with Close.
 func TestNetworkNone(t *testing.T) {
 	for _, lo := range []string{"up", "down"} {

@@ -1,2 +1,113 @@
-// Package redirect captures what leaves one network namespace.
+// Package redirect captures what leaves one network namespace: it hands every
+// TCP connection and every DNS query of a container to listeners opened inside
+// its namespace, and refuses the rest at once. It decides nothing about
+// destinations and knows no container runtime.
+//
+//	ns, err := redirect.Open("/proc/4711/ns/net")
+//	a, err := redirect.Install(ctx, ns, redirect.Spec{Name: "0123456789ab"})
+//	go a.Watch(ctx, report)
+//	c, err := a.TCP().AcceptTCP()
+//	dst, err := redirect.OriginalDst(c)
+//	...
+//	err = a.Close()
+//
+// # In the namespace
+//
+// One table, installed in one batch, for IPv4 and IPv6 alike. DNSUDP, DNSTCP
+// and TCP are the listeners' ports, which the kernel chose:
+//
+//	table inet weir {
+//		set uplinks { type iface_index; }       # lo, and what leads outside
+//		chain capture_output {                  # before Docker's at -100
+//			type nat hook output priority -150;
+//			udp dport 53 redirect to :DNSUDP    # 127.0.0.11 and lo included
+//			tcp dport 53 redirect to :DNSTCP
+//			fib daddr type local accept         # the container's own addresses
+//			meta l4proto tcp redirect to :TCP
+//		}
+//		chain capture_prerouting {              # the same for nested namespaces
+//			type nat hook prerouting priority -150;
+//			iif @uplinks accept                 # inbound is not the container's
+//			fib daddr type local accept
+//			fib daddr oif != @uplinks accept    # from one nested network to another
+//			... redirect as above
+//		}
+//		chain judge_output {                    # after all translation
+//			type filter hook output priority 2147483647; policy drop;
+//			ip daddr 127.0.0.11 reject          # Docker's resolver by its real port
+//			fib daddr type local accept
+//			ct direction reply ct state established,related accept
+//			icmpv6 type nd-neighbor-solicit accept
+//			icmpv6 type nd-neighbor-advert accept
+//			reject                              # tcp reset, or an ICMP error
+//		}
+//		chain judge_forward {
+//			type filter hook forward priority 2147483647; policy drop;
+//			oif != @uplinks accept
+//			ct direction reply ct state established,related accept
+//			reject
+//		}
+//		chain judge_input {
+//			type filter hook input priority 0;
+//			ip daddr 127.0.0.11 drop
+//			... the listeners' ports, reached without a redirect: reject
+//		}
+//	}
+//
+// A refused datagram fails in the sender's own send call (EPERM), refused TCP
+// with a reset. Where a family has no default route, as with --network none, it
+// gets one by lo (protocol 87, the highest metric), because connect() fails
+// without a route before the packet meets any hook.
+//
+// # On the host
+//
+// The second lock, which a container cannot touch whatever its capabilities
+// are, and which AF_PACKET does not pass. One netdev table per attachment with
+// a chain for the host's end of each interface: it drops frames under other
+// addresses (MAC, IPv4, IPv6, ARP, neighbour advertisements) than the ones the
+// interface had when it came up, and marks the rest. Two tables shared by all
+// attachments judge the mark:
+//
+//	table inet weir_lock {
+//		chain judge {
+//			type filter hook prerouting priority -199;
+//			meta mark & 0x04000000 == 0 accept
+//			icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+//			ct direction reply ct state established,related meta mark set meta mark & 0xfbffffff accept
+//			drop
+//		}
+//	}
+//	table bridge weir_lock {
+//		chain judge {
+//			type filter hook forward priority 10;
+//			meta mark & 0x04000000 != 0 drop
+//		}
+//	}
+//
+// Answers to inbound connections pass: published ports, and flows that the
+// daemon itself dials from the host to another container. The mark is taken
+// off what passes, so br_netfilter may be on or off. Bit 0x04000000 of the mark
+// must not be used otherwise on the host.
+//
+// # Limits
+//
+//   - With br_netfilter off, a neighbour on the same bridge cannot connect to
+//     an attached container: bridged frames have no connection tracking that
+//     would tell its answers from attempts of its own.
+//   - An interface without an end of its own in the host's namespace (macvlan,
+//     ipvlan, a tap of a user-mode network, a physical device) cannot be
+//     locked; Interfaces says so. Then the ruleset alone holds, against
+//     programs without CAP_NET_RAW and CAP_NET_ADMIN.
+//   - Answers to inbound connections are a way out for whoever controls the
+//     other side.
+//   - Connections from before the attach are cut, inbound ones too.
+//
+// # Invariants
+//
+//   - What a socket accepts comes from this namespace: the listeners lie inside
+//     it, and their ports take nothing but what our own rules redirected.
+//   - No packet is exempt by its mark, its user or its program.
+//   - The lock is there before the ruleset and goes after it. A daemon that
+//     dies leaves both; Release does so on purpose.
+//   - Nothing of others is changed: no foreign table, no route, no sysctl.
 package redirect
