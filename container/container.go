@@ -120,7 +120,9 @@ type Network struct {
 	// Names are what the network's DNS answers for this container, in lower
 	// case: its name, aliases and short id.
 	Names []string
-	links map[string]string // alias → container name, of this endpoint only
+	// Links are names that only this container has for others on the network:
+	// alias to container name, in lower case.
+	Links map[string]string
 }
 
 // ShortID is the first 12 characters of a runtime's id, as its commands print

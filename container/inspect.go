@@ -176,10 +176,10 @@ func (rt *runtime) network(ctx context.Context, c Container, name string, ep *ne
 		if !ok {
 			alias = target
 		}
-		if n.links == nil {
-			n.links = map[string]string{}
+		if n.Links == nil {
+			n.Links = map[string]string{}
 		}
-		n.links[strings.ToLower(filepath.Base(alias))] = strings.ToLower(strings.TrimPrefix(target, "/"))
+		n.Links[strings.ToLower(filepath.Base(alias))] = strings.ToLower(strings.TrimPrefix(target, "/"))
 	}
 	return n, nil
 }

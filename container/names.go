@@ -58,7 +58,7 @@ func (r *Runtimes) Resolve(ctx context.Context, id, name string) ([]netip.Addr, 
 		host, on := name[:cut], strings.TrimPrefix(name[cut:], ".")
 		for _, links := range []bool{true, false} {
 			for _, n := range networks {
-				target, isLink := n.links[host]
+				target, isLink := n.Links[host]
 				if on != "" && !strings.EqualFold(on, n.Name) || links != isLink {
 					continue
 				}

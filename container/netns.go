@@ -117,7 +117,6 @@ func isHostNetNS(id NetNSID) (bool, error) {
 type process struct {
 	pid, ppid int
 	start     uint64 // clock ticks since boot
-	state     byte
 }
 
 // readProcess reads /proc/PID/stat; pid may be a thread's.
@@ -137,7 +136,7 @@ func readProcess(pid int) (process, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return process{}, fmt.Errorf("malformed %s: %w", procPath(pid, "stat"), err)
 	}
-	return process{pid: pid, ppid: ppid, start: start, state: fields[0][0]}, nil
+	return process{pid: pid, ppid: ppid, start: start}, nil
 }
 
 func procPath(pid int, name string) string {

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/moby/moby/api/types/events"
 )
@@ -119,15 +118,17 @@ func TestWatch(t *testing.T) {
 	if e.Kind != Started || e.Container.Name != name || e.Container.NetNSID == (NetNSID{}) || e.Container.Labels["weir.attach"] != "true" {
 		t.Fatalf("%+v", e)
 	}
-	run(t, "docker", "network", "connect", net, name)
-	e = w.next(id, everything...)
-	if e.Kind != NetworkChanged || len(e.Container.Networks) != 2 {
-		t.Fatalf("%+v", e)
-	}
-	run(t, "docker", "network", "disconnect", net, name)
-	e = w.next(id, everything...)
-	if e.Kind != NetworkChanged || len(e.Container.Networks) != 1 {
-		t.Fatalf("%+v", e)
+	for _, step := range []struct {
+		verb string
+		want int
+	}{{"connect", 2}, {"disconnect", 1}} {
+		run(t, "docker", "network", step.verb, net, name)
+		// Docker may still repeat the change before.
+		for e = w.next(id, everything...); len(e.Container.Networks) != step.want; e = w.next(id, everything...) {
+			if e.Kind != NetworkChanged {
+				t.Fatalf("%s: %+v", step.verb, e)
+			}
+		}
 	}
 	run(t, "docker", "rename", name, name+"2")
 	t.Cleanup(func() { exec.Command("docker", "rm", "-f", name+"2").Run() })
@@ -233,37 +234,5 @@ func TestSubject(t *testing.T) {
 		if got := subject(tt.m); got != tt.want {
 			t.Errorf("%+v: %q, want %q", tt.m, got, tt.want)
 		}
-	}
-}
-
-func TestResolveFollowsEvents(t *testing.T) {
-	ctx := testContext(t)
-	r := Connect()
-	net := prefix() + "-follow"
-	newNetwork(t, net)
-	asker := docker(t, prefix()+"-asker", "--network", net)
-	w := watch(t, r)
-	w.next("", Resync)
-	name := prefix() + "-late"
-	if got, err := r.Resolve(ctx, asker, name); err != nil || got != nil {
-		t.Fatalf("before it starts: %v, %v", got, err)
-	}
-	id := docker(t, name, "--network", net)
-	w.next(id, Started)
-	got, err := r.Resolve(ctx, asker, name)
-	if err != nil || len(got) != 1 {
-		t.Fatalf("after it started: %v, %v", got, err)
-	}
-	before := r.all[0].snapshot.Load()
-	if again, err := r.Resolve(ctx, asker, name); err != nil || !slices.Equal(again, got) || r.all[0].snapshot.Load() != before {
-		t.Errorf("asked again: %v, %v; want the same snapshot", again, err)
-	}
-	if age := time.Since(before.at); age > freshWatched {
-		t.Errorf("snapshot is %s old", age)
-	}
-	run(t, "docker", "rm", "-f", id)
-	w.next(id, Removed)
-	if got, err := r.Resolve(ctx, asker, name); err != nil || got != nil {
-		t.Errorf("after it is gone: %v, %v", got, err)
 	}
 }
