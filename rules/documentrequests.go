@@ -161,7 +161,7 @@ func (d *documentReader) pathGlob(n ast.Node, what string, encodedSlash bool) st
 		}
 	}
 	for _, branch := range globBranches(g) {
-		parts := strings.Split(branch, "/")
+		parts := globComponents(branch)
 		for i, part := range parts {
 			switch {
 			case i == 0 && part != "" && part != "**":

@@ -54,9 +54,11 @@ func normalFlatGlob(pattern string) (string, error) {
 	return p, nil
 }
 
-// matchPath reports whether path matches a pattern from normalPathGlob.
+// matchPath reports whether path matches a pattern from normalPathGlob. It
+// does not allocate for patterns without alternatives and with at most one
+// "**" and no other star.
 func matchPath(pattern, path string) bool {
-	return pattern == "**" || matchBranches(pattern, path)
+	return matchBranches(pattern, path)
 }
 
 // matchFlat reports whether text matches a pattern from normalFlatGlob.
@@ -69,15 +71,23 @@ func matchFlat(pattern, text string) bool {
 	return matchBranches(pattern, text)
 }
 
-// matchBranches writes alternatives out before matching: within them,
-// doublestar does not see that a trailing "/**" matches the bare prefix.
 func matchBranches(pattern, text string) bool {
 	if strings.IndexByte(pattern, '{') < 0 {
-		return doublestar.MatchUnvalidated(pattern, text)
+		return matchBranch(pattern, text)
 	}
-	return slices.ContainsFunc(globBranches(pattern), func(b string) bool {
-		return b == "**" || doublestar.MatchUnvalidated(b, text)
-	})
+	return slices.ContainsFunc(globBranches(pattern), func(b string) bool { return matchBranch(b, text) })
+}
+
+// matchBranch matches a pattern without alternatives. doublestar gives up on
+// some patterns whose rest could match nothing when the text ends ("/a*/**"
+// on "/a"), so those get a component behind them that both sides end in.
+func matchBranch(branch, text string) bool {
+	if branch == "**" || doublestar.MatchUnvalidated(branch, text) {
+		return true
+	}
+	const end = "/\x01"
+	return strings.Contains(branch, "**") && strings.Count(branch, "*") > 2 &&
+		doublestar.MatchUnvalidated(branch+end, text+end)
 }
 
 // matchAny reports whether one of several flat patterns matches text.
@@ -232,10 +242,11 @@ func normalClass(s string, path bool) (string, error) {
 // checkComponents holds "**" to whole components, where doublestar would take
 // it for "*" elsewhere.
 func checkComponents(branch string) error {
-	parts := strings.Split(branch, "/")
+	parts := globComponents(branch)
 	for i, part := range parts {
+		tokens := globTokens(part)
 		switch {
-		case part != "**" && strings.Contains(part, "**"):
+		case part != "**" && hasDoubleStar(tokens):
 			return errors.New(`"**" must be a whole component between slashes; inside one write "*"`)
 		case part == "**" && i > 0 && parts[i-1] == "**":
 			return errors.New(`"**" twice in a row means the same as once`)
@@ -244,6 +255,28 @@ func checkComponents(branch string) error {
 		}
 	}
 	return nil
+}
+
+func hasDoubleStar(tokens []globToken) bool {
+	for i := 1; i < len(tokens); i++ {
+		if tokens[i].star && tokens[i-1].star {
+			return true
+		}
+	}
+	return false
+}
+
+// globComponents splits a branch at its slashes, but for those in classes.
+func globComponents(branch string) []string {
+	var out []string
+	for {
+		i := outsideClass(branch, '/')
+		if i < 0 {
+			return append(out, branch)
+		}
+		out = append(out, branch[:i])
+		branch = branch[i+1:]
+	}
 }
 
 // globBranches writes out the alternatives of a normal pattern.
@@ -318,7 +351,7 @@ func globTokens(branch string) []globToken {
 func pathGlobsMeet(a, b string) bool {
 	for _, x := range globBranches(a) {
 		for _, y := range globBranches(b) {
-			if x == "**" || y == "**" || componentsMeet(strings.Split(x, "/"), strings.Split(y, "/")) {
+			if x == "**" || y == "**" || componentsMeet(globComponents(x), globComponents(y)) {
 				return true
 			}
 		}

@@ -28,6 +28,8 @@ func TestPathGlob(t *testing.T) {
 		{pattern: "/x[!a]y", normalised: "/x[!/a]y", no: []string{"/x/y"}},
 		{pattern: "/{a,b/c}/d", yes: []string{"/a/d", "/b/c/d"}, no: []string{"/b/d"}},
 		{pattern: "/{a,**}", yes: []string{"/a", "/b/c", ""}, no: []string{"x"}},
+		{pattern: "/admin*/**", yes: []string{"/admin", "/admins", "/admin/x"}, no: []string{"/adm"}},
+		{pattern: "/a/**/*", yes: []string{"/a/", "/a/b", "/a/b/c"}, no: []string{"/a"}},
 		{pattern: "/foo{,s}", yes: []string{"/foo", "/foos"}, no: []string{"/foox"}},
 		{pattern: "/[*]", yes: []string{"/*"}, no: []string{"/a"}},
 	} {
