@@ -162,6 +162,8 @@ func newOutside(t testing.TB) *Outside {
 		run(t, "ip", family, "route", "add", prefix, "via", via)
 		run(t, "ip", "-n", o.name, family, "route", "add", "local", prefix, "dev", "lo")
 	}
+	// Any address of the prefixes can be listened on, IPv6 ones too.
+	run(t, "ip", "netns", "exec", o.name, "sysctl", "-qw", "net.ipv6.ip_nonlocal_bind=1")
 	var err error
 	if o.ns, err = netns.GetFromName(o.name); err != nil {
 		t.Fatal(err)
