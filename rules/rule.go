@@ -89,7 +89,8 @@ type SessionState struct {
 	Container string // literal id or name, never a pattern
 	Seq       int64  // creation order, strictly increasing
 	Created   time.Time
-	Expires   time.Time // live while Expires > now
+	Expires   time.Time     // live while Expires > now
+	TTL       time.Duration // what a heartbeat without a ttl extends it by
 	Ended     bool
 	AllowAll  bool
 	Rules     []Rule
