@@ -147,6 +147,9 @@ own.send(b"k"); print(other.recv(1).decode(),flush=True)`)
 					t.Errorf("client: got %q, want %q", got, want)
 				}
 			}
+			if out := l.sh("ct", "conntrack -L 2>/dev/null; conntrack -L -f ipv6 2>/dev/null"); strings.Contains(out, "dst=203.0.113.7") || strings.Contains(out, "dst=198.51.100.1") {
+				t.Errorf("connection tracking still knows:\n%s", out)
+			}
 			got := map[string]bool{}
 			for _, c := range a.Closed() {
 				got[c.Protocol+" "+c.Remote.String()] = true

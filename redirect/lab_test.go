@@ -20,7 +20,7 @@ var labs atomic.Int32
 // it, and an outside that owns every address the tests speak to and records
 // what reaches it.
 type lab struct {
-	t      *testing.T
+	t      testing.TB
 	prefix string
 	host   *NetNS
 }
@@ -28,7 +28,7 @@ type lab struct {
 // world's addresses: a public resolver, metadata, and documentation ranges.
 var worldAddrs = []string{"8.8.8.8/32", "198.51.100.1/32", "203.0.113.7/32", "2001:db8:8::8/128"}
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	t.Helper()
 	l := &lab{t: t, prefix: fmt.Sprintf("wr%d-%d-", os.Getpid(), labs.Add(1))}
 	l.namespace("host")
@@ -200,4 +200,3 @@ func (l *lab) program(in, python string) (line func() string) {
 		return ""
 	}
 }
-

@@ -38,7 +38,7 @@ type links struct {
 }
 
 func openLinks(ns, host *NetNS) (*links, error) {
-	inside, err := netlink.NewHandleAt(ns.handle(), unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+	inside, err := netlink.NewHandleAt(ns.handle(), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink in namespace %s: %w", ns.ID(), err)
 	}
