@@ -17,41 +17,55 @@ func (s *Server) handle(ctx context.Context, f *flow) {
 	defer s.done(ctx, f)
 	defer s.caught(f)
 
-	dst, err := s.destination(f)
+	client, dst, err := s.begin(f)
 	if err != nil {
 		f.cut(deny(rules.AddressGuard, "%v", err))
 		return
 	}
-	f.learn(func(r *rules.Request) {
-		r.Addr, r.Port = dst.Addr(), dst.Port()
-		if s.Names != nil {
-			r.Names = s.Names(dst.Addr(), f.started)
-		}
-	})
-	client, err := sideOf(f.c)
-	if err != nil {
-		f.cut(deny(rules.Default, "the client is gone: %v", err))
-		return
+	switch s.settle(ctx, f, dst) {
+	case rules.Allow:
+		s.pass(ctx, f, client, dst)
+	case rules.Inspect:
+		s.inspect(ctx, f, dst)
+	}
+}
+
+// begin learns what is known of f before it said anything.
+func (s *Server) begin(f *flow) (client side, dst netip.AddrPort, err error) {
+	if dst, err = s.destination(f); err != nil {
+		return client, dst, err
+	}
+	var names []string
+	if s.Names != nil {
+		names = s.Names(dst.Addr(), f.started)
+	}
+	f.learn(func(r *rules.Request) { r.Addr, r.Port, r.Names = dst.Addr(), dst.Port(), names })
+	if client, err = sideOf(f.c); err != nil {
+		return client, dst, fmt.Errorf("the client is gone: %w", err)
 	}
 	f.out.init(client, side{}, &f.moved.out, &s.stores)
+	return client, dst, nil
+}
 
+// settle decides on f, listening to it if that is needed, and cuts it unless
+// the answer is Allow or an Inspect that can be served. It is apart from
+// handle because what it needs of the stack would otherwise stay with the
+// goroutine for as long as the connection lasts.
+func (s *Server) settle(ctx context.Context, f *flow, dst netip.AddrPort) rules.Verdict {
 	d := s.judge(ctx, f)
 	if d.Verdict == rules.Inspect {
 		d = s.hear(ctx, f, dst)
 	}
 	switch {
-	case d.Verdict == rules.Deny:
-		f.cut(d)
 	case d.Verdict == rules.Inspect && d.Endpoint == nil:
-		f.cut(deny(rules.Default, "the policy leaves it open: %s", d.Reason))
+		d = deny(rules.Default, "the policy leaves it open: %s", d.Reason)
 	case d.Verdict == rules.Inspect && s.Relay == nil:
 		d.Verdict, d.Reason = rules.Deny, d.Reason+"; inspected connections are not served here"
-		f.cut(d)
-	case d.Verdict == rules.Inspect:
-		s.inspect(ctx, f, d, dst)
-	default:
-		s.pass(ctx, f, client, dst)
 	}
+	if d.Verdict == rules.Deny {
+		f.cut(d)
+	}
+	return d.Verdict
 }
 
 // destination asks the kernel where the client wanted to go.
@@ -143,29 +157,33 @@ func (s *Server) pass(ctx context.Context, f *flow, client side, dst netip.AddrP
 	<-back
 }
 
-// passOut moves bytes from the container to the outside. What a client says
-// that was silent so far is judged before any of it goes out.
+// passOut moves bytes from the container to the outside.
 func (s *Server) passOut(ctx context.Context, f *flow, dst netip.AddrPort) {
 	defer s.caught(f)
-	if f.unheard {
-		claim, err := s.look(&f.out, time.Time{}, dst)
-		switch {
-		case errors.Is(err, errPeekFull):
-			f.cut(deny(rules.Default, "%s", s.gauges.peeking.full()))
-			return
-		case err != nil && err != io.EOF:
-			f.hangUp()
-			return
-		case claim.Kind != rules.ClaimNone:
-			s.learnClaim(ctx, f, claim)
-			if !s.rejudge(ctx, f) {
-				return
-			}
-		}
+	if f.unheard && !s.hearLate(ctx, f, dst) {
+		return
 	}
 	if err := f.out.run(); err != nil {
 		f.hangUp()
 	}
+}
+
+// hearLate judges what a client says first that was allowed as a silent one,
+// before any of it goes out.
+func (s *Server) hearLate(ctx context.Context, f *flow, dst netip.AddrPort) (goesOn bool) {
+	claim, err := s.look(&f.out, time.Time{}, dst)
+	switch {
+	case errors.Is(err, errPeekFull):
+		f.cut(deny(rules.Default, "%s", s.gauges.peeking.full()))
+		return false
+	case err != nil && err != io.EOF:
+		f.hangUp()
+		return false
+	case claim.Kind == rules.ClaimNone:
+		return true // it ended without a word
+	}
+	s.learnClaim(ctx, f, claim)
+	return s.rejudge(ctx, f)
 }
 
 // passBack moves bytes from the outside to the container.

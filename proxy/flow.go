@@ -287,6 +287,13 @@ func (f *flow) goLive(up *net.TCPConn, relayed bool) bool {
 	return true
 }
 
+// verdict is the latest decision.
+func (f *flow) verdict() rules.Decision {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.decision
+}
+
 func (f *flow) judgedAt() uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()

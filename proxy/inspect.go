@@ -29,7 +29,7 @@ type Inspected struct {
 }
 
 // inspect hands f to the relay.
-func (s *Server) inspect(ctx context.Context, f *flow, d rules.Decision, dst netip.AddrPort) {
+func (s *Server) inspect(ctx context.Context, f *flow, dst netip.AddrPort) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f.mu.Lock()
@@ -44,10 +44,11 @@ func (s *Server) inspect(ctx context.Context, f *flow, d rules.Decision, dst net
 	in := Inspected{
 		Client:   &replayed{Conn: f.c, f: f},
 		Request:  f.facts(s.now()),
-		Decision: d,
+		Decision: f.verdict(),
 		Dial:     func(ctx context.Context) (*net.TCPConn, error) { return s.dial(ctx, dst) },
 	}
 	if err := s.Relay(ctx, in); err != nil {
+		d := f.verdict()
 		d.Verdict, d.Reason = rules.Deny, d.Reason+": "+plainError(err).Error()
 		f.cut(d)
 	}

@@ -27,8 +27,8 @@ type Limits struct {
 	// PeekBytes is how long a ClientHello or HTTP head may be. Default 65536.
 	PeekBytes int
 	// Pipes is how many may be moved by splice(2) at this moment, two file
-	// descriptors and 64 KB of kernel memory each; the others are copied.
-	// Default 128.
+	// descriptors and at most 1 MB of kernel memory each, while the receiving
+	// side is slow; the others are copied. Default 128.
 	Pipes int
 
 	// Silence is how long a client is waited for before it is judged as one

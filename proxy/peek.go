@@ -20,9 +20,10 @@ const echProblem = "the ClientHello has encrypted_client_hello (ECH), which may 
 var errPeekFull = errors.New("too many unfinished first messages")
 
 // look reads the client's first message into p, forwarding nothing, and says
-// what it is. It waits at most until the deadline for the first byte (zero: as long as
-// it takes) and from then on at most Limits.Hello. ClaimNone: not a byte came
-// in time; anything else can be asked for again with the same bytes at hand.
+// what it is. It waits until the deadline for the first byte (zero: as long as
+// it takes) and from then on at most Limits.Hello. ClaimNone with a nil error:
+// not a byte came in time, and look may be called again; with io.EOF: nothing
+// will come.
 func (s *Server) look(p *pump, deadline time.Time, dst netip.AddrPort) (rules.Claim, error) {
 	p.src.conn.SetReadDeadline(deadline)
 	defer p.src.conn.SetReadDeadline(time.Time{})
