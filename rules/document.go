@@ -17,7 +17,7 @@ import (
 // Bounds of a policy document.
 const (
 	MaxDocument  = 1 << 20 // bytes of text
-	maxEndpoints = 4096
+	maxEndpoints = 2000
 	maxNesting   = 100     // open brackets, or dashes in front of one item
 	maxNodes     = 200_000 // values read, an alias counted as what it stands for
 	maxProblems  = 100     // errors, and warnings, reported

@@ -12,6 +12,9 @@ import (
 // happens.
 func (d *documentReader) checkConflicts(all []endpointSource) {
 	for i := range all {
+		if len(d.problems) >= maxProblems {
+			return
+		}
 		for j := range i {
 			a, b := &all[j], &all[i]
 			ea, eb := a.rule.Endpoint, b.rule.Endpoint
@@ -81,7 +84,7 @@ func destinationsMeet(a, b *endpointSource) bool {
 		if exactX && exactY {
 			return x == y
 		}
-		return hostsMeet(a.host, b.host)
+		return componentsMeet(a.labels, b.labels)
 	}
 	pa, pb := a.addresses(), b.addresses()
 	return slices.ContainsFunc(pa, func(p netip.Prefix) bool { return slices.ContainsFunc(pb, p.Overlaps) })

@@ -10,11 +10,12 @@ import (
 
 // endpointSource is an endpoint's rule with where it stands in the document.
 type endpointSource struct {
-	rule  Rule
-	at    ast.Node
-	host  hostGlob // zero: none, or an address
-	addr  netip.Prefix
-	ports []int
+	rule   Rule
+	at     ast.Node
+	host   hostGlob     // zero: none, or an address
+	labels []string     // components of host
+	addr   netip.Prefix // of a host that is an address
+	ports  []int
 }
 
 // networkPolicies reads the endpoints of all policies.
@@ -232,7 +233,7 @@ func (d *documentReader) host(n ast.Node, s *endpointSource) string {
 		d.fail(n, "%v", err)
 		return ""
 	}
-	s.host = g
+	s.host, s.labels = g, g.components()
 	return g.String()
 }
 

@@ -39,8 +39,8 @@ const DefaultMaxBody = 65536
 // an inspected connection pass. It is immutable once compiled.
 //
 // The rule that carries it has the endpoint's host as its destination, in the
-// grammar of endpoint hosts ("*" is one label), or, for an endpoint without
-// host, one of AllowedIPs.
+// grammar of endpoint hosts ("*" is one label), or "" when only AllowedIPs say
+// what it is about.
 type Endpoint struct {
 	Policy   string // its key under network_policies
 	Path     string // glob that selects it among endpoints of one host; "" is any

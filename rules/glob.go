@@ -365,18 +365,32 @@ func componentsMeet(a, b []string) bool {
 }
 
 func textsMeet(a, b string) bool {
+	// Most patterns differ in the literal text that they begin or end with.
+	for i := 0; i < min(len(a), len(b)) && !isMeta(a[i]) && !isMeta(b[i]); i++ {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	for i := 1; i <= min(len(a), len(b)) && !isMeta(a[len(a)-i]) && !isMeta(b[len(b)-i]); i++ {
+		if a[len(a)-i] != b[len(b)-i] {
+			return false
+		}
+	}
 	return sequencesMeet(globTokens(a), globTokens(b),
 		func(t globToken) bool { return t.star },
 		func(x, y globToken) bool { return x.one || y.one || x.literal == y.literal })
 }
 
+func isMeta(c byte) bool { return strings.IndexByte("*?[]", c) >= 0 }
+
 // sequencesMeet reports whether two sequences, in which the elements that any
 // accepts stand for any number of elements, have an expansion in common.
 func sequencesMeet[T any](a, b []T, any func(T) bool, pair func(T, T) bool) bool {
-	// row[j] tells whether a[i:] and b[j:] meet, for the i of the round.
-	row := make([]bool, len(b)+1)
+	// row[j] tells whether a[i:] and b[j:] meet, for the i of the round; below
+	// is the row of the round before.
+	row, below := make([]bool, len(b)+1), make([]bool, len(b)+1)
 	for i := len(a); i >= 0; i-- {
-		below := append([]bool(nil), row...)
+		row, below = below, row
 		for j := len(b); j >= 0; j-- {
 			switch {
 			case i == len(a) && j == len(b):

@@ -140,14 +140,9 @@ func cutLastLabel(name string) (rest, label string) {
 	return name[:max(i, 0)], name[i+1:]
 }
 
-// hostsMeet reports whether some name could match both. A star may be empty
-// here, so that it may say yes too often.
-func hostsMeet(a, b hostGlob) bool {
-	return componentsMeet(a.components(), b.components())
-}
-
 // components returns the labels in the grammar of paths, where "**" may be
-// nothing.
+// nothing. Two hosts of which componentsMeet says no match no name in common;
+// it may say yes too often, because a star may be empty to it.
 func (g hostGlob) components() []string {
 	var out []string
 	for _, l := range g.labels {

@@ -214,7 +214,12 @@ func (j *requestJudge) deniedBy(e *Endpoint, chosen []*Rule) string {
 			continue
 		}
 		for _, op := range j.operations {
-			if field, denied := j.deniesOperation(rule, op, chosen); denied {
+			field, denied, known := j.deniesOperation(e, rule, op, chosen)
+			if !known {
+				return fmt.Sprintf("%s: the %s came without its document and is not registered, so that it may be what deny_rules of network_policies.%s deny",
+					j.what(), describeOperation(op), e.Policy)
+			}
+			if denied {
 				what := describeOperation(op)
 				if field != "" {
 					what += fmt.Sprintf(" asks for %q and", field)
@@ -227,16 +232,20 @@ func (j *requestJudge) deniedBy(e *Endpoint, chosen []*Rule) string {
 }
 
 // deniesOperation asks for everything that a persisted operation may be: each
-// chosen endpoint has a registry of its own.
-func (j *requestJudge) deniesOperation(rule *RequestRule, op graphql.Operation, chosen []*Rule) (string, bool) {
-	for _, c := range chosen {
-		if known, ok := c.Endpoint.resolve(op); ok {
-			if field, denied := rule.deniesOperation(known); denied {
-				return field, true
-			}
+// endpoint has a registry of its own. known is false when none has it.
+func (j *requestJudge) deniesOperation(e *Endpoint, rule *RequestRule, op graphql.Operation, chosen []*Rule) (field string, denied, known bool) {
+	ask := func(e *Endpoint) {
+		meaning, ok := e.resolve(op)
+		known = known || ok
+		if ok && !denied {
+			field, denied = rule.deniesOperation(meaning)
 		}
 	}
-	return "", false
+	ask(e)
+	for _, c := range chosen {
+		ask(c.Endpoint)
+	}
+	return field, denied, known
 }
 
 // allowed asks whether the chosen endpoints together allow the request.
