@@ -31,6 +31,20 @@ func (w *world) open(first string) *net.TCPConn {
 	return c
 }
 
+// moved waits until the only live flow has counted n bytes each way: they are
+// counted after they are sent, so that the other end may have them earlier.
+func (w *world) moved(n int64) {
+	w.t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if f := w.live(1)[0]; f.BytesIn == n && f.BytesOut == n {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Fatalf("never %d bytes each way: %+v", n, w.srv.Flows())
+		}
+	}
+}
+
 // isCut says whether the connection is reset; otherwise it must still echo.
 func isCut(t *testing.T, c *net.TCPConn) bool {
 	t.Helper()
@@ -135,8 +149,8 @@ func TestKillAndFlows(t *testing.T) {
 	w := newWorld(t, nil, allow("203.0.113.7"))
 	w.site(siteA, echo)
 	c := w.open("hello")
-	fs := w.live(1)
-	f := fs[0]
+	w.moved(5)
+	f := w.live(1)[0]
 	if f.Destination != siteA || f.Client != addrPort(c.LocalAddr()) || f.BytesIn != 5 || f.BytesOut != 5 ||
 		f.Rule == nil || f.Rule.ID != "r0" || f.Layer != rules.Global || f.Started.IsZero() {
 		t.Errorf("flow %+v", f)
@@ -212,11 +226,13 @@ func TestIdle(t *testing.T) {
 	w.site(siteA, echo)
 	c := w.open("hello")
 	now := time.Now()
+	w.moved(5)
 	w.srv.sweepIdle(now) // sees the bytes
 	w.srv.sweepIdle(now.Add(59 * time.Minute))
 	if isCut(t, c) {
 		t.Fatal("cut too early")
 	}
+	w.moved(6)
 	w.srv.sweepIdle(now.Add(61 * time.Minute)) // sees the new bytes
 	w.srv.sweepIdle(now.Add(122 * time.Minute))
 	if !isCut(t, c) {
