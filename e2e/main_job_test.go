@@ -35,7 +35,7 @@ func TestDenyByDefaultThenSessionOpensExactlyWhatItSays(t *testing.T) {
 	hello(o, "203.0.113.66:80")
 	seen := o.watch("203.0.113.66")
 	w := startWeir(t, "")
-	box := newBox(t)
+	box := newBox(t, "--network", newNetwork(t, "--ipv6", "--subnet", "fd00:77:1::/64"))
 
 	if out, ok := box.curl("http://203.0.113.10/"); !ok {
 		t.Fatalf("before the attach the server is not reachable: %s", out)

@@ -3,6 +3,7 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 
@@ -49,16 +50,22 @@ func (l *listeners) ports() ports {
 	}
 }
 
+// close closes what its servers have not closed already.
 func (l *listeners) close() error {
 	var errs []error
+	shut := func(c io.Closer) {
+		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
 	if l.tcp != nil {
-		errs = append(errs, l.tcp.Close())
+		shut(l.tcp)
 	}
 	if l.dnsTCP != nil {
-		errs = append(errs, l.dnsTCP.Close())
+		shut(l.dnsTCP)
 	}
 	if l.dnsUDP != nil {
-		errs = append(errs, l.dnsUDP.Close())
+		shut(l.dnsUDP)
 	}
 	return errors.Join(errs...)
 }

@@ -83,7 +83,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	if err != nil {
 		return nil, err
 	}
-	programs, err := container.OpenPrograms(file, func() []int { return []int{found.PID} })
+	programs, err := container.OpenPrograms(file, func() []int { return c.mainProcesses(found) })
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
@@ -119,10 +119,14 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		// A runtime that does not answer knows no names: the question then
 		// goes the way of every other.
 		Local: func(ctx context.Context, name string) []netip.Addr {
+			ctx, cancel := context.WithTimeout(ctx, runtimePatience)
+			defer cancel()
 			addrs, _ := c.config.Runtimes.Resolve(ctx, a.ID, name)
 			return addrs
 		},
 		Reverse: func(ctx context.Context, addr netip.Addr) string {
+			ctx, cancel := context.WithTimeout(ctx, runtimePatience)
+			defer cancel()
 			name, _ := c.config.Runtimes.Reverse(ctx, a.ID, addr)
 			return name
 		},
@@ -166,6 +170,28 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		}
 	})
 	return l, nil
+}
+
+// runtimePatience is how long a container's own DNS query waits for the
+// runtime; while its events are followed the answers come from memory.
+const runtimePatience = time.Second
+
+// mainProcesses are those of all containers that live in found's namespace.
+func (c *Conductor) mainProcesses(found container.Container) []int {
+	ctx, cancel := context.WithTimeout(c.ctx, runtimePatience)
+	defer cancel()
+	pids := []int{found.PID}
+	others, err := c.config.Runtimes.Sharing(ctx, found.NetNSID)
+	if err != nil {
+		// Fewer file systems to compare with: fewer programs are certain.
+		return pids
+	}
+	for _, o := range others {
+		if o.PID != found.PID {
+			pids = append(pids, o.PID)
+		}
+	}
+	return pids
 }
 
 // report logs a server that ended although nobody ended it.

@@ -78,6 +78,7 @@ func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "weir.db")
 	type span struct{ first, last, n int64 }
 	var spans []span
+	checked := 0
 	sessions := map[string]int{} // acknowledged: number of rules; -1: ended
 	globals := map[string]string{}
 	for round := range 20 {
@@ -123,7 +124,12 @@ func TestKill(t *testing.T) {
 		if err := s.readers.QueryRow(`PRAGMA integrity_check`).Scan(&sound); err != nil || sound != "ok" {
 			t.Fatalf("round %d: integrity: %q, %v", round, sound, err)
 		}
-		for _, v := range spans {
+		due := spans
+		if round < 19 {
+			due = spans[checked:] // all of them once more in the end
+			checked = len(spans)
+		}
+		for _, v := range due {
 			got := must[[]audit.Event](t)(s.Events(t.Context(), audit.Filter{Cursor: v.first - 1, Limit: int(v.n)}))
 			if int64(len(got)) != v.n || got[0].ID != v.first || got[len(got)-1].ID != v.last {
 				t.Fatalf("round %d: of batch %+v, %d events are there", round, v, len(got))

@@ -30,18 +30,20 @@ type SessionFilter struct {
 	LiveAt    time.Time // only sessions that are live then; zero: all
 }
 
-const sessionColumns = `seq, id, container, created, expires, ended, allow_all, policy_name, policy_text, labels`
+const sessionColumns = `seq, id, container, created, expires, ttl, ended, allow_all, policy_name, policy_text, labels`
 
 func scanSession(rows interface{ Scan(...any) error }) (Session, error) {
 	var (
 		s                       Session
 		created, expires, ended sql.NullInt64
 		labels                  string
+		ttl                     int64
 	)
-	if err := rows.Scan(&s.Seq, &s.ID, &s.Container, &created, &expires, &ended, &s.AllowAll,
+	if err := rows.Scan(&s.Seq, &s.ID, &s.Container, &created, &expires, &ttl, &ended, &s.AllowAll,
 		&s.PolicyName, &s.PolicyText, &labels); err != nil {
 		return s, err
 	}
+	s.TTL = time.Duration(ttl) * time.Microsecond
 	s.Created, s.Expires, s.EndedAt, s.Ended = instant(created), instant(expires), instant(ended), ended.Valid
 	return s, fromJSON(labels, "labels", &s.Labels)
 }
@@ -81,12 +83,12 @@ func (s *Store) PutSession(ctx context.Context, session Session, now time.Time) 
 		}
 		var seq int64
 		err := tx.QueryRowContext(ctx, `INSERT INTO sessions
-			(id, container, created, expires, allow_all, policy_name, policy_text, labels) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-			ON CONFLICT (id) DO UPDATE SET container = excluded.container, expires = excluded.expires,
+			(id, container, created, expires, ttl, allow_all, policy_name, policy_text, labels) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (id) DO UPDATE SET container = excluded.container, expires = excluded.expires, ttl = excluded.ttl,
 				allow_all = excluded.allow_all, policy_name = excluded.policy_name, policy_text = excluded.policy_text,
 				labels = excluded.labels
 			RETURNING seq`,
-			session.ID, session.Container, micros(session.Created), micros(session.Expires), session.AllowAll,
+			session.ID, session.Container, micros(session.Created), micros(session.Expires), session.TTL.Microseconds(), session.AllowAll,
 			session.PolicyName, session.PolicyText, labels).Scan(&seq)
 		if err != nil {
 			return err

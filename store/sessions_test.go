@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -172,16 +171,13 @@ func (m *model) end(id string, at time.Time) {
 }
 
 func TestSessionsModel(t *testing.T) {
-	dir := t.TempDir()
-	n := 0
+	s := fresh(t)
+	defer func() { s.Close() }() // the one of the last restart
 	rapid.Check(t, func(t *rapid.T) {
 		ctx := t.Context()
-		n++
-		s, err := Open(ctx, filepath.Join(dir, fmt.Sprint(n), "weir.db"))
-		if err != nil {
+		if _, err := s.writer.Exec(`DELETE FROM sessions`); err != nil {
 			t.Fatal(err)
 		}
-		defer func() { s.Close() }()
 		m := model{now: noon.UTC().Truncate(time.Microsecond), live: map[string]*Session{}, past: map[string]Session{}}
 		ids := rapid.SampledFrom([]string{"a", "b", "c"})
 		containers := rapid.SampledFrom([]string{"web", "db"})
@@ -284,9 +280,11 @@ func TestSessionsModel(t *testing.T) {
 				if err := s.Close(); err != nil {
 					t.Fatal(err)
 				}
-				if s, err = Open(ctx, s.Path()); err != nil {
+				again, err := Open(ctx, s.Path())
+				if err != nil {
 					t.Fatal(err)
 				}
+				s = again
 			},
 			"": func(t *rapid.T) {
 				var want, live []Session

@@ -15,6 +15,7 @@ CREATE TABLE sessions (
     container   TEXT NOT NULL,
     created     INTEGER NOT NULL,
     expires     INTEGER NOT NULL,
+    ttl         INTEGER NOT NULL,            -- microseconds; what a heartbeat extends it by
     ended       INTEGER,                     -- when; NULL: not ended
     allow_all   INTEGER NOT NULL CHECK (allow_all IN (0, 1)),
     policy_name TEXT NOT NULL,
