@@ -78,11 +78,13 @@ func parseUnusual(s string) (destination, error) {
 	case strings.HasPrefix(s, "["):
 		return destination{}, errors.New("write an IPv6 address without brackets, and the port under ports")
 	}
-	if a, err := netip.ParseAddr(s); err == nil {
-		return addressDestination(a), nil
-	}
 	if strings.Contains(s, "/") {
 		return parseNetwork(s)
+	}
+	if s[0] != '*' {
+		if a, err := netip.ParseAddr(s); err == nil {
+			return addressDestination(a), nil
+		}
 	}
 	if host, port, ok := strings.Cut(s, ":"); ok && !strings.Contains(port, ":") {
 		return destination{}, fmt.Errorf("write %q, and the port %q under ports", host, port)

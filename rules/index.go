@@ -34,36 +34,42 @@ func (b *bucket) split(entries []entry) {
 	if len(b.all) <= splitAbove {
 		return
 	}
-	for i, t := range []transports{overTCP, overUDP} {
-		v := &view{port: map[uint16]list{}}
-		var few []uint64 // port and position
-		for _, n := range b.all {
-			e := &entries[n]
-			if e.transports&t == 0 {
-				continue
-			}
-			if e.ports.count > fewPorts {
-				v.wide = append(v.wide, n)
-				continue
-			}
-			for _, s := range e.ports.spans {
-				for port := int(s.first); port <= int(s.last); port++ {
-					few = append(few, uint64(port)<<32|uint64(n))
-				}
-			}
-		}
-		slices.Sort(few)
-		positions := make(list, len(few))
-		start := 0
-		for j, f := range few {
-			positions[j] = int32(uint32(f))
-			if j+1 == len(few) || few[j+1]>>32 != f>>32 {
-				v.port[uint16(f>>32)] = positions[start : j+1]
-				start = j + 1
-			}
-		}
-		b.views[i] = v
+	b.views[0] = b.view(entries, overTCP)
+	b.views[1] = b.views[0]
+	if slices.ContainsFunc(b.all, func(n int32) bool { return entries[n].transports != overBoth }) {
+		b.views[1] = b.view(entries, overUDP)
 	}
+}
+
+func (b *bucket) view(entries []entry, t transports) *view {
+	v := &view{port: map[uint16]list{}}
+	few := make([]uint64, 0, len(b.all)) // port and position
+	for _, n := range b.all {
+		e := &entries[n]
+		if e.transports&t == 0 {
+			continue
+		}
+		if e.ports.count > fewPorts {
+			v.wide = append(v.wide, n)
+			continue
+		}
+		for _, s := range e.ports.spans {
+			for port := int(s.first); port <= int(s.last); port++ {
+				few = append(few, uint64(port)<<32|uint64(n))
+			}
+		}
+	}
+	slices.Sort(few)
+	positions := make(list, len(few))
+	start := 0
+	for i, f := range few {
+		positions[i] = int32(uint32(f))
+		if i+1 == len(few) || few[i+1]>>32 != f>>32 {
+			v.port[uint16(f>>32)] = positions[start : i+1]
+			start = i + 1
+		}
+	}
+	return v
 }
 
 // lists appends the lists of b that hold everything that can match q.

@@ -1,5 +1,10 @@
 package rules
 
+import (
+	"slices"
+	"strings"
+)
+
 // resolve judges a DNS question: could a flow to the name be allowed on any
 // port, over any transport, for any program? Rules about addresses have no
 // say; they open addresses, not names.
@@ -38,49 +43,41 @@ func (e *entry) total() bool {
 // anythingLeft reports whether an entry that allows does so for any port,
 // transport and program that the denials before it do not take away.
 func (e *entry) anythingLeft(denials []*entry) bool {
-	for _, t := range [...]transports{overTCP, overUDP} {
-		if e.transports&t == 0 {
-			continue
-		}
-		left := e.ports.spans
-		for _, d := range denials {
-			if d.transports&t != 0 && coversPrograms(d.binaries, e.binaries) {
-				left = d.ports.minus(left)
+	programs := e.binaries
+	if everyProgram(programs) {
+		programs = []string{"**"}
+	}
+	for _, program := range programs {
+		for _, t := range [...]transports{overTCP, overUDP} {
+			if e.transports&t == 0 {
+				continue
 			}
-		}
-		if len(left) > 0 {
-			return true
+			left := e.ports.spans
+			for _, d := range denials {
+				if d.transports&t != 0 && d.covers(program) {
+					left = d.ports.minus(left)
+				}
+			}
+			if len(left) > 0 {
+				return true
+			}
 		}
 	}
 	return false
 }
 
 func everyProgram(patterns []string) bool {
-	for _, p := range patterns {
-		if p == "**" {
-			return true
-		}
-	}
-	return len(patterns) == 0
+	return len(patterns) == 0 || slices.Contains(patterns, "**")
 }
 
-// coversPrograms reports whether every program that some pattern of b matches
-// surely is one that a matches.
-func coversPrograms(a, b []string) bool {
-	if everyProgram(a) {
+// covers reports whether every program that a pattern matches surely is one
+// that e is about.
+func (e *entry) covers(pattern string) bool {
+	if everyProgram(e.binaries) || slices.Contains(e.binaries, pattern) {
 		return true
 	}
-	if len(b) == 0 {
+	if strings.ContainsAny(pattern, "*?[{") {
 		return false
 	}
-	for _, p := range b {
-		found := false
-		for _, q := range a {
-			found = found || p == q
-		}
-		if !found {
-			return false
-		}
-	}
-	return true
+	return slices.ContainsFunc(e.binaries, func(p string) bool { return matchPath(p, pattern) })
 }
