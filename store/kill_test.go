@@ -79,9 +79,10 @@ func TestKill(t *testing.T) {
 	type span struct{ first, last, n int64 }
 	var spans []span
 	checked := 0
+	const rounds = 20
 	sessions := map[string]int{} // acknowledged: number of rules; -1: ended
 	globals := map[string]string{}
-	for round := range 20 {
+	for round := range rounds {
 		child := exec.CommandContext(t.Context(), os.Args[0])
 		child.Env = append(os.Environ(), childDatabase+"="+path)
 		out, err := child.StdoutPipe()
@@ -125,7 +126,7 @@ func TestKill(t *testing.T) {
 			t.Fatalf("round %d: integrity: %q, %v", round, sound, err)
 		}
 		due := spans
-		if round < 19 {
+		if round < rounds-1 {
 			due = spans[checked:] // all of them once more in the end
 			checked = len(spans)
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -151,6 +152,21 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		}
 		if !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.path) {
 			t.Errorf("error %q does not say %q and the path", err, c.want)
+		}
+	}
+}
+
+// What root, who runs these tests, does not run into.
+func TestErrorsOfOtherMachines(t *testing.T) {
+	for err, want := range map[error]string{
+		syscall.EACCES: "run weir serve as root",
+		syscall.EROFS:  "read-only file system",
+		syscall.ENOSPC: "free space in /data",
+		syscall.EDQUOT: "free space in /data",
+	} {
+		got := explain("/data/weir.db", "opening it", &os.PathError{Op: "open", Path: "/data/weir.db", Err: err})
+		if !errors.Is(got, err) || !strings.Contains(got.Error(), want) || !strings.Contains(got.Error(), "database /data/weir.db: opening it") {
+			t.Errorf("%v is explained as %q, want %q in it", err, got, want)
 		}
 	}
 }
