@@ -240,6 +240,7 @@ func TestDockerNetworkConnect(t *testing.T) {
 	if got := w.next(NewInterface); !got.Restored {
 		t.Errorf("got %+v", got)
 	}
+	t.Cleanup(func() { run("docker", "network", "disconnect", "-f", network, d.prefix+"ct") })
 	peer := strings.Split(strings.Fields(d.in("peer", "ip", "-4", "-o", "addr", "show", "dev", "eth0"))[3], "/")[0]
 	d.expect("ct", fmt.Sprintf("TCP, %q, 8080", peer), peer+":8080 <nil>")
 	d.serve("ct", "late")

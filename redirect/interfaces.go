@@ -104,11 +104,10 @@ func (a *Attachment) checkInterfaces() ([]Tamper, error) {
 	if slices.Equal(before, after) {
 		return found, nil
 	}
-	if err := a.rules.setUplinks(a.conn, after); err != nil {
-		return found, a.restore() // the table is not there, or not as it was
-	}
-	a.print, err = takeFingerprint(a.conn, a.rules.table)
-	return found, err
+	// The whole table is put in anew, with the new uplinks: to change the set
+	// in a table that somebody else has changed would adopt the change.
+	found = append(found, a.verify()...)
+	return found, a.restore()
 }
 
 // arrival tells of a new interface.

@@ -154,18 +154,6 @@ func (r ruleset) install(c *nftables.Conn, uplinks []int) error {
 	return nil
 }
 
-// setUplinks replaces the elements of the set of uplinks.
-func (r ruleset) setUplinks(c *nftables.Conn, uplinks []int) error {
-	c.FlushSet(r.uplinks)
-	if err := c.SetAddElements(r.uplinks, indexElements(uplinks)); err != nil {
-		return fmt.Errorf("add to set %s: %w", uplinksName, err)
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("update set %s: %w", uplinksName, err)
-	}
-	return nil
-}
-
 // removeTable deletes a table if it is there.
 func removeTable(c *nftables.Conn, t *nftables.Table) error {
 	c.AddTable(t)

@@ -1,10 +1,8 @@
 package redirect
 
 import (
-	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -126,34 +124,41 @@ func (f fingerprint) differences(now fingerprint) string {
 	return strings.Join(changes, ", ")
 }
 
-// checkRuleset puts our table back if it is not as it was installed.
+// checkRuleset puts our table back if it is not as it was installed, and looks
+// for chains of others.
 func (a *Attachment) checkRuleset() ([]Tamper, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.done {
 		return nil, ErrClosed
 	}
-	now, err := takeFingerprint(a.conn, a.rules.table)
-	if err != nil && !errors.Is(err, os.ErrNotExist) { // a part deleted while it was listed
-		return nil, err
-	}
-	var found []Tamper
-	if what := a.print.differences(now); what != "" {
-		t := Tamper{Time: time.Now(), Kind: Ruleset, What: clean(what)}
-		t.Err = a.restore()
-		t.Restored = t.Err == nil
-		found = append(found, t)
-	}
+	found := a.verify()
 	foreign, err := a.checkForeign()
 	return append(found, foreign...), err
+}
+
+// verify compares our table with what was installed and restores it. A table
+// that cannot be listed, because parts disappear meanwhile, counts as changed.
+// When the restoring fails the next look finds the same difference again.
+func (a *Attachment) verify() []Tamper {
+	var what string
+	if now, err := takeFingerprint(a.conn, a.rules.table); err != nil {
+		what = "it changes while it is listed: " + err.Error()
+	} else if what = a.print.differences(now); what == "" {
+		return nil
+	}
+	err := a.restore()
+	return []Tamper{{Time: time.Now(), Kind: Ruleset, What: clean(what), Restored: err == nil, Err: err}}
 }
 
 func (a *Attachment) restore() error {
 	if err := a.rules.install(a.conn, a.links.uplinkIndexes(a.interfaces)); err != nil {
 		return err
 	}
-	var err error
-	a.print, err = takeFingerprint(a.conn, a.rules.table)
+	now, err := takeFingerprint(a.conn, a.rules.table)
+	if err == nil {
+		a.print = now
+	}
 	return err
 }
 

@@ -17,6 +17,10 @@ const (
 	// restorePause bounds how often a container that changes its ruleset in a
 	// loop makes us work: 50 times a second.
 	restorePause = 20 * time.Millisecond
+	// maxFailures is how many looks in a row may fail, a pause apart, before
+	// Watch gives up: a container can make some fail by changing things while
+	// they are listed.
+	maxFailures = 50
 )
 
 // Watch keeps the capture whole until ctx ends or the attachment is closed: it
@@ -47,23 +51,33 @@ func (a *Attachment) watch(ctx context.Context, rules, changed <-chan struct{}, 
 	defer tick.Stop()
 	all := []func() ([]Tamper, error){a.checkInterfaces, a.checkRuleset, a.checkHostLock}
 	checks := all // what happened before the events were subscribed to
+	failures := 0
 	for {
-		restored := false
+		busy, failed := false, error(nil)
 		for _, check := range checks {
 			found, err := check()
 			for _, t := range found {
-				restored = restored || t.Restored
+				busy = true
 				report(t)
 			}
-			if err != nil {
-				return err
-			}
+			failed = errors.Join(failed, err)
 		}
-		if restored {
+		if failures++; failed == nil {
+			failures = 0
+		}
+		if failures > maxFailures || errors.Is(failed, ErrClosed) {
+			return failed
+		}
+		if busy || failed != nil {
 			select {
 			case <-ctx.Done():
+				return nil
 			case <-time.After(restorePause):
 			}
+		}
+		if failed != nil {
+			checks = all
+			continue
 		}
 		select {
 		case <-ctx.Done():

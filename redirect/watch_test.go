@@ -22,7 +22,7 @@ type watched struct {
 
 func newWatched(t *testing.T) *watched {
 	l := newLab(t)
-	w := &watched{lab: l, reports: make(chan Tamper, 64)}
+	w := &watched{lab: l, reports: make(chan Tamper, 4096)}
 	ns := l.container("ct", 2)
 	l.sh("ct", "nft add table ip theirs '{ chain out { type nat hook output priority -100; ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:40000; }; }'")
 	w.a = l.install(ns)
@@ -92,6 +92,21 @@ func TestWatchRestoresRuleset(t *testing.T) {
 	if out := w.sh("ct", "nft list tables"); !strings.Contains(out, "theirs2") || !strings.Contains(out, "theirs3") {
 		t.Errorf("foreign tables were removed:\n%s", out)
 	}
+}
+
+// A container that changes its ruleset without end does not end the watch.
+func TestWatchUnderFire(t *testing.T) {
+	w := newWatched(t)
+	whole := w.sh("ct", "nft list table inet weir")
+	w.sh("ct", "i=0; while [ $i -lt 60 ]; do nft flush ruleset; nft add table inet weir; nft delete table inet weir || true; i=$((i+1)); done 2>/dev/null")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		if got, err := w.try("ct", "nft list table inet weir"); err == nil && got == whole {
+			return
+		}
+	}
+	t.Error("the ruleset did not come back")
 }
 
 // An interface that comes later is locked at once, an address that the
