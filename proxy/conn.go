@@ -143,6 +143,7 @@ func (s *Server) pass(ctx context.Context, f *flow, client side, dst netip.AddrP
 		abort(up)
 		return
 	}
+	defer s.hold(f, dst)()
 	if f.judgedAt() != s.generation.Load() {
 		s.rejudge(ctx, f) // the policy changed while this was dialled
 	}
@@ -155,6 +156,16 @@ func (s *Server) pass(ctx context.Context, f *flow, client side, dst netip.AddrP
 	go s.passBack(f, back)
 	s.passOut(ctx, f, dst)
 	<-back
+}
+
+// hold has the name that counted for f go on to count while f lives, so that
+// a client that keeps a connection and its resolver's answer can open another.
+func (s *Server) hold(f *flow, dst netip.AddrPort) (release func()) {
+	if host := f.verdict().Host; s.Hold != nil && host != "" {
+		release, _ = s.Hold(host, dst.Addr())
+		return release
+	}
+	return func() {}
 }
 
 // passOut moves bytes from the container to the outside.

@@ -38,6 +38,7 @@ func (s *Server) inspect(ctx context.Context, f *flow, dst netip.AddrPort) {
 	if !f.goLive(nil, true) {
 		return
 	}
+	defer s.hold(f, dst)()
 	if f.judgedAt() != s.generation.Load() && !s.rejudge(ctx, f) {
 		return
 	}

@@ -28,6 +28,11 @@ type Server struct {
 	// Names returns the names that this container resolved to an address and
 	// that still count; the slice is kept, not changed. nil: none.
 	Names func(a netip.Addr, now time.Time) []string
+	// Hold keeps a name of an address counting until release is called, which
+	// happens when the connection that it was the name of has ended. ok is
+	// false when there is no such name; release is never nil. nil: names count
+	// for as long as Names says.
+	Hold func(name string, a netip.Addr) (release func(), ok bool)
 	// Prove resolves a name and reports whether the answer contains the
 	// address. It is asked about an address without names only, and only where
 	// a yes can lead to an allow. nil: nothing can be proven.

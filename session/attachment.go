@@ -139,6 +139,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		Container: a.who(),
 		Policy:    a.policy.Load,
 		Names:     l.names.Names,
+		Hold:      l.names.Hold,
 		Prove:     l.dns.Prove,
 		Program: func(ctx context.Context, client, dst netip.AddrPort) (*rules.Program, error) {
 			p, err := programs.Find(ctx, "tcp", client, dst)
