@@ -36,13 +36,19 @@ func drawRule(t *rapid.T, source Source, i int) Rule {
 func drawLayers(t *rapid.T) [][]Rule {
 	var layers [][]Rule
 	for _, s := range []Source{Global, Session, Builtin} {
-		n := rapid.IntRange(0, 6).Draw(t, "rules")
-		if rapid.IntRange(0, 9).Draw(t, "large") == 0 {
-			n = 60 // large enough for buckets to be split
-		}
 		var rs []Rule
-		for i := range n {
+		for i := range rapid.IntRange(0, 6).Draw(t, "rules") {
 			rs = append(rs, drawRule(t, s, i))
+		}
+		if len(rs) > 0 && rapid.IntRange(0, 9).Draw(t, "large") == 0 {
+			for i := range 2 * splitAbove { // so many for one destination that its bucket is split
+				r := drawRule(t, s, 10+i)
+				r.Destination, r.Container = rs[0].Destination, rs[0].Container
+				if r.Destination == "*" || r.Destination == "*.test" || r.Destination == "**.test" {
+					r.Endpoint = nil
+				}
+				rs = append(rs, r)
+			}
 		}
 		layers = append(layers, rs)
 	}
