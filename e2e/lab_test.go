@@ -125,9 +125,9 @@ type Outside struct {
 }
 
 // DNSAddress is where Outside answers DNS, over UDP and TCP.
-const DNSAddress = "203.0.113.53"
+const DNSAddress = "198.51.100.53"
 
-// newOutside makes a namespace that owns TEST-NET-2, TEST-NET-3, a documentation
+// newOutside makes a namespace that owns TEST-NET-2, a documentation
 // /64 and some well-known public addresses, so that even what escapes only
 // reaches this machine.
 func newOutside(t testing.TB) *Outside {
@@ -173,8 +173,10 @@ func newOutside(t testing.TB) *Outside {
 	return o
 }
 
+// outsidePrefixes are routed to the namespace while a test runs. TEST-NET-1 and
+// TEST-NET-3 are left alone: machines that build Weir have been seen to use them.
 var outsidePrefixes = []string{
-	"203.0.113.0/24", "198.51.100.0/24", "2001:db8:77::/64",
+	"198.51.100.0/24", "2001:db8:77::/64",
 	"8.8.8.8/32", "1.1.1.1/32", "169.254.169.254/32", "10.77.0.0/24",
 }
 

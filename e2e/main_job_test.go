@@ -26,24 +26,24 @@ func echo(o *Outside, address string) {
 
 func TestDenyByDefaultThenSessionOpensExactlyWhatItSays(t *testing.T) {
 	o := newOutside(t)
-	o.addName("shop.example", "203.0.113.10", "2001:db8:77::10")
-	o.addName("other.example", "203.0.113.10")
-	o.addName("evil.example", "203.0.113.66")
-	hello(o, "203.0.113.10:80")
-	hello(o, "203.0.113.10:8080")
+	o.addName("shop.example", "198.51.100.10", "2001:db8:77::10")
+	o.addName("other.example", "198.51.100.10")
+	o.addName("evil.example", "198.51.100.66")
+	hello(o, "198.51.100.10:80")
+	hello(o, "198.51.100.10:8080")
 	hello(o, "[2001:db8:77::10]:80")
-	hello(o, "203.0.113.66:80")
-	seen := o.watch("203.0.113.66")
+	hello(o, "198.51.100.66:80")
+	seen := o.watch("198.51.100.66")
 	w := startWeir(t, "")
 	box := newBox(t, "--network", newNetwork(t, "--ipv6", "--subnet", "fd00:77:1::/64"))
 
-	if out, ok := box.curl("http://203.0.113.10/"); !ok {
+	if out, ok := box.curl("http://198.51.100.10/"); !ok {
 		t.Fatalf("before the attach the server is not reachable: %s", out)
 	}
 	w.run("attach", box.Name)
 
 	// Denied by default: names, addresses, both families.
-	for _, url := range []string{"http://shop.example/", "http://203.0.113.10/", "http://[2001:db8:77::10]/", "http://evil.example/"} {
+	for _, url := range []string{"http://shop.example/", "http://198.51.100.10/", "http://[2001:db8:77::10]/", "http://evil.example/"} {
 		if out, ok := box.curl(url); ok {
 			t.Errorf("%s was reached with no rule: %s", url, out)
 		}
@@ -52,7 +52,7 @@ func TestDenyByDefaultThenSessionOpensExactlyWhatItSays(t *testing.T) {
 		t.Errorf("names that no rule allows were asked for upstream: %v", asked)
 	}
 	w.waitEvent(box.Name, "a denied connection by address", func(e Event) bool {
-		return e.Type == "connect" && e.Verdict == "deny" && e.Address == "203.0.113.10" && e.Layer == "default"
+		return e.Type == "connect" && e.Verdict == "deny" && e.Address == "198.51.100.10" && e.Layer == "default"
 	})
 
 	w.run("session", "create", box.Name, "--id", "one", "--allow", "shop.example:80")
@@ -66,7 +66,7 @@ func TestDenyByDefaultThenSessionOpensExactlyWhatItSays(t *testing.T) {
 	for _, args := range [][]string{
 		{"http://shop.example:8080/"},
 		{"http://other.example/"},
-		{"http://203.0.113.10/"},
+		{"http://198.51.100.10/"},
 		{"-H", "Host: other.example", "http://shop.example/"},
 	} {
 		if out, ok := box.curl(args...); ok {
@@ -102,7 +102,7 @@ func TestDenyByDefaultThenSessionOpensExactlyWhatItSays(t *testing.T) {
 	}
 
 	w.run("detach", box.Name)
-	if out, ok := box.curl("http://203.0.113.10/"); !ok {
+	if out, ok := box.curl("http://198.51.100.10/"); !ok {
 		t.Errorf("after the detach: %s", out)
 	}
 	if packets := seen(); len(packets) > 0 {
