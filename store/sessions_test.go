@@ -26,7 +26,7 @@ func TestSessionRoundTrip(t *testing.T) {
 	at := noon.UTC().Truncate(time.Microsecond)
 	given := Session{
 		SessionState: rules.SessionState{
-			ID: "s1", Container: "web", Seq: 99, Ended: true, Expires: noon.Add(time.Hour), AllowAll: true,
+			ID: "s1", Container: "web", Seq: 99, Ended: true, Expires: noon.Add(time.Hour), TTL: time.Hour, AllowAll: true,
 			Labels: map[string]string{"task": "1", "": "odd"},
 			Rules: []rules.Rule{
 				{Destination: "a.test", Ports: "443", Transport: rules.TCP, Action: rules.ActionAllow, Binaries: []string{"/bin/x"}, Notes: "n"},
