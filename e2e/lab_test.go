@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -181,19 +180,7 @@ var outsidePrefixes = []string{
 }
 
 // in calls f on a thread inside the namespace.
-func (o *Outside) in(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine.
-		runtime.LockOSThread()
-		if err := netns.Set(o.ns); err != nil {
-			done <- err
-			return
-		}
-		done <- f()
-	}()
-	return <-done
-}
+func (o *Outside) in(f func() error) error { return inside(o.ns, f) }
 
 // listen opens a TCP listener inside, closed at the end of the test.
 func (o *Outside) listen(address string) net.Listener {
@@ -277,70 +264,6 @@ func (o *Outside) serveDNS() {
 		o.t.Cleanup(func() { s.Shutdown() })
 	}
 }
-
-// watch records every packet that reaches address: the canary. The returned
-// function tells what came since the last call.
-func (o *Outside) watch(address string) (seen func() []string) {
-	o.t.Helper()
-	want := netip.MustParseAddr(address)
-	var fd int
-	err := o.in(func() (err error) {
-		fd, err = syscall.Socket(syscall.AF_PACKET, syscall.SOCK_DGRAM, int(htons(syscall.ETH_P_ALL)))
-		return
-	})
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	var mu sync.Mutex
-	var packets []string
-	done := make(chan struct{})
-	timeout := syscall.Timeval{Usec: 100_000}
-	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &timeout); err != nil {
-		o.t.Fatal(err)
-	}
-	stop := make(chan struct{})
-	go func() {
-		defer close(done)
-		buf := make([]byte, 2048)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			n, _, err := syscall.Recvfrom(fd, buf, 0)
-			if err != nil {
-				continue
-			}
-			if dst := destination(buf[:n]); dst == want {
-				mu.Lock()
-				packets = append(packets, fmt.Sprintf("%x", buf[:min(n, 60)]))
-				mu.Unlock()
-			}
-		}
-	}()
-	o.t.Cleanup(func() { close(stop); <-done; syscall.Close(fd) })
-	return func() []string {
-		mu.Lock()
-		defer mu.Unlock()
-		list := packets
-		packets = nil
-		return list
-	}
-}
-
-// destination reads the destination address of an IP packet.
-func destination(p []byte) netip.Addr {
-	switch {
-	case len(p) >= 20 && p[0]>>4 == 4:
-		return netip.AddrFrom4([4]byte(p[16:20]))
-	case len(p) >= 40 && p[0]>>4 == 6:
-		return netip.AddrFrom16([16]byte(p[24:40]))
-	}
-	return netip.Addr{}
-}
-
-func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
 // Weir is one daemon under test.
 type Weir struct {
