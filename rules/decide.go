@@ -242,7 +242,7 @@ func (p *Policy) request(q *query, r Request, trace func(Step)) Decision {
 	var offered []*Rule
 	ls := l.lists(nil, q, whole)
 	for n, ok := next(ls); ok; n, ok = next(ls) {
-		e := &l.entries[n]
+		e := l.entries[n]
 		if e.rule.Endpoint == nil || slices.Contains(offered, e.rule) {
 			continue
 		}

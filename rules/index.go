@@ -30,7 +30,7 @@ const (
 	fewPorts   = 8
 )
 
-func (b *bucket) split(entries []entry) {
+func (b *bucket) split(entries []*entry) {
 	if len(b.all) <= splitAbove {
 		return
 	}
@@ -41,11 +41,11 @@ func (b *bucket) split(entries []entry) {
 	}
 }
 
-func (b *bucket) view(entries []entry, t transports) *view {
+func (b *bucket) view(entries []*entry, t transports) *view {
 	v := &view{port: map[uint16]list{}}
 	few := make([]uint64, 0, len(b.all)) // port and position
 	for _, n := range b.all {
-		e := &entries[n]
+		e := entries[n]
 		if e.transports&t == 0 {
 			continue
 		}
@@ -112,7 +112,7 @@ type subnet struct {
 
 // builder makes the indexes of a layer.
 type builder struct {
-	entries  []entry
+	entries  []*entry
 	numbers  list     // 0, 1, 2, …: the lists of one element are pieces of it
 	buckets  []bucket // not handed out yet
 	kinds    [listed]int
@@ -156,7 +156,7 @@ func (l *Layer) build() {
 
 // add puts an entry into an index. Entries come in the order of precedence.
 func (b *builder) add(x *index, n int32) {
-	e := &b.entries[n]
+	e := b.entries[n]
 	to := &x.any
 	switch e.dest.kind {
 	case exactly:

@@ -13,7 +13,7 @@ import (
 type Layer struct {
 	source   Source
 	rules    []Rule
-	entries  []entry // most specific first: of two that match, the first wins
+	entries  []*entry // most specific first: of two that match, the first wins
 	exact    map[string]*index
 	globs    globIndex
 	every    *index      // container "*"
@@ -102,9 +102,9 @@ func (l *Layer) sort(read []entry) {
 		}
 		return cmp.Or(cmp.Compare(a.order, b.order), a.read-b.read)
 	})
-	l.entries = make([]entry, len(read))
+	l.entries = make([]*entry, len(read))
 	for i, p := range places {
-		l.entries[i] = read[p.read]
+		l.entries[i] = &read[p.read]
 	}
 }
 

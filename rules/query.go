@@ -204,7 +204,7 @@ layers:
 			if !ok {
 				break
 			}
-			e := &l.entries[n]
+			e := l.entries[n]
 			switch q.match(e) {
 			case maybe:
 				f := q.find(e)
@@ -251,7 +251,7 @@ func (p *Policy) lurks(q *query, o outcome, want effect) bool {
 				if i == o.layer && n >= o.at {
 					break
 				}
-				e := &l.entries[n]
+				e := l.entries[n]
 				if q.matchBesidesName(e) != no && (want == refuses || !o.finding.denies() || q.admits(e)) {
 					return true
 				}

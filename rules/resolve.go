@@ -16,7 +16,7 @@ func (p *Policy) resolve(q *query) Decision {
 	for i, l := range p.layers {
 		ls := l.lists(buf[:0], q, whole)
 		for n, ok := next(ls); ok; n, ok = next(ls) {
-			e := &l.entries[n]
+			e := l.entries[n]
 			if q.match(e) == no {
 				continue
 			}

@@ -54,7 +54,7 @@ func (p *Policy) trace(q *query, s Stage, d *Decision, steps []Step) []Step {
 				steps = append(steps, Step{Layer: l.source, Text: "…", Why: "more rules are for this destination than a trace shows"})
 				break
 			}
-			e := &l.entries[n]
+			e := l.entries[n]
 			step := Step{Layer: l.source, Rule: e.rule.ID, Text: e.rule.text(), Matched: q.match(e) != no}
 			wins := e == won.entry || s == Resolve && e.rule == d.Rule
 			switch {
