@@ -108,6 +108,58 @@ func (r *Root) Remove(name string) error {
 	return nil
 }
 
+// Mkdir makes a directory with the owner of the one that holds it; one that is
+// there stays as it is. The same file systems as with [Root.WriteFile].
+func (r *Root) Mkdir(name string, mode fs.FileMode) error {
+	err := r.mkdir(name, mode)
+	if err != nil {
+		return fmt.Errorf("make directory %s in the container: %w", name, err)
+	}
+	return nil
+}
+
+func (r *Root) mkdir(name string, mode fs.FileMode) error {
+	dir, base, err := r.parent(name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Mkdirat(int(dir.Fd()), base, uint32(mode.Perm())); err != nil {
+		if errors.Is(err, unix.EEXIST) && r.IsDir(name) {
+			return nil
+		}
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return err
+	}
+	return unix.Fchownat(int(dir.Fd()), base, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// RemoveDir deletes an empty directory.
+func (r *Root) RemoveDir(name string) error {
+	dir, base, err := r.parent(name)
+	if err != nil {
+		return fmt.Errorf("remove directory %s in the container: %w", name, err)
+	}
+	defer dir.Close()
+	if err := unix.Unlinkat(int(dir.Fd()), base, unix.AT_REMOVEDIR); err != nil {
+		return fmt.Errorf("remove directory %s in the container: %w", name, err)
+	}
+	return nil
+}
+
+// IsDir reports whether name is a directory that can be opened.
+func (r *Root) IsDir(name string) bool {
+	dir, err := r.open(name, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return false
+	}
+	dir.Close()
+	return true
+}
+
 // maxLinks bounds the symlinks followed at the end of a path, as the kernel
 // does (path_resolution(7)).
 const maxLinks = 40
