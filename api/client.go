@@ -126,6 +126,21 @@ func (c *Client) EffectivePolicy(ctx context.Context, container string) (Effecti
 	return p, err
 }
 
+// CA returns the interception authority.
+func (c *Client) CA(ctx context.Context) (a Authority, err error) {
+	return a, c.call(ctx, "GET", "/v1/ca", nil, &a)
+}
+
+// InstallCA makes the programs in a container trust the authority.
+func (c *Client) InstallCA(ctx context.Context, container string) (t Trust, err error) {
+	return t, c.call(ctx, "PUT", "/v1/ca/"+url.PathEscape(container), struct{}{}, &t)
+}
+
+// UninstallCA undoes InstallCA.
+func (c *Client) UninstallCA(ctx context.Context, container string) error {
+	return c.call(ctx, "DELETE", "/v1/ca/"+url.PathEscape(container), nil, nil)
+}
+
 // EventQuery selects events. Zero values do not filter.
 type EventQuery struct {
 	Container string

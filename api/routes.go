@@ -100,6 +100,10 @@ func (s *Server) routes(api huma.API) {
 	route(api, "POST", "/v1/explain", "What would be decided now, and why", s.explain)
 	route(api, "GET", "/v1/dns/{container}", "Names that a container resolved and that still count", s.names)
 
+	route(api, "GET", "/v1/ca", "The interception authority", s.ca)
+	route(api, "PUT", "/v1/ca/{container}", "Make the programs in a container trust the authority", s.installCA)
+	route(api, "DELETE", "/v1/ca/{container}", "Undo what made them trust it", s.uninstallCA)
+
 	route(api, "GET", "/v1/events", "The audit trail, oldest first", s.events)
 	s.stream(api)
 }
@@ -290,6 +294,24 @@ func (s *Server) names(ctx context.Context, in *containerPath) (*out[[]Name], er
 		list = append(list, Name(e))
 	}
 	return ok(list, err)
+}
+
+func (s *Server) ca(context.Context, *struct{}) (*out[Authority], error) {
+	return ok(Authority{PEM: string(s.Conductor.Authority())}, nil)
+}
+
+func (s *Server) installCA(ctx context.Context, in *containerPath) (*out[Trust], error) {
+	result, err := s.Conductor.InstallCA(ctx, in.Container)
+	t := Trust{Changed: []string{}, Environment: []Variable{}}
+	t.Changed = append(t.Changed, result.Changed...)
+	for _, v := range result.Environment {
+		t.Environment = append(t.Environment, Variable(v))
+	}
+	return ok(t, err)
+}
+
+func (s *Server) uninstallCA(ctx context.Context, in *containerPath) (*struct{}, error) {
+	return nil, answer(s.Conductor.UninstallCA(ctx, in.Container))
 }
 
 // eventParams select events; see audit.Filter.

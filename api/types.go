@@ -204,3 +204,22 @@ type EffectivePolicy struct {
 	// Documents are the policy documents in force, as YAML, by layer.
 	Documents map[string]string `json:"documents,omitempty"`
 }
+
+// Authority is the interception authority, without its key.
+type Authority struct {
+	PEM string `json:"pem"`
+}
+
+// Trust is what it took to make the programs in a container trust the
+// authority, and what is left to the user.
+type Trust struct {
+	Changed     []string   `json:"changed" doc:"files in the container"`
+	Environment []Variable `json:"environment" doc:"to be set for programs with a list of their own"`
+}
+
+// Variable is an environment variable.
+type Variable struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+	For   string `json:"for" doc:"which programs need it"`
+}

@@ -45,6 +45,7 @@ type live struct {
 	names    *dnsmap.Table
 	dns      *dnsmap.Server
 	proxy    *proxy.Server
+	relay    *proxy.Relay
 	programs *container.Programs
 	again    chan struct{} // capacity 1: flows are to be judged again
 	cancel   context.CancelFunc
@@ -135,19 +136,30 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		Limits: c.config.DNSLimits,
 		Now:    c.now,
 	}
-	l.proxy = &proxy.Server{
-		Container: a.who(),
+	program := func(ctx context.Context, client, dst netip.AddrPort) (*rules.Program, error) {
+		p, err := programs.Find(ctx, "tcp", client, dst)
+		if err != nil {
+			return nil, err
+		}
+		return &rules.Program{Path: p.Path, Ancestors: p.Ancestors}, nil
+	}
+	l.relay = &proxy.Relay{
+		Authority: c.config.Authority,
+		Roots:     c.config.Roots,
+		CRLs:      c.config.CRLs,
 		Policy:    a.policy.Load,
-		Names:     l.names.Names,
-		Hold:      l.names.Hold,
-		Prove:     l.dns.Prove,
-		Program: func(ctx context.Context, client, dst netip.AddrPort) (*rules.Program, error) {
-			p, err := programs.Find(ctx, "tcp", client, dst)
-			if err != nil {
-				return nil, err
-			}
-			return &rules.Program{Path: p.Path, Ancestors: p.Ancestors}, nil
-		},
+		Program:   program,
+		Record:    record,
+		Now:       c.now,
+	}
+	l.proxy = &proxy.Server{
+		Container:   a.who(),
+		Policy:      a.policy.Load,
+		Names:       l.names.Names,
+		Hold:        l.names.Hold,
+		Prove:       l.dns.Prove,
+		Program:     program,
+		Relay:       l.relay.Serve,
 		OriginalDst: redirect.OriginalDst,
 		Record:      record,
 		Limits:      c.config.ProxyLimits,
@@ -167,6 +179,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 				return
 			case <-l.again:
 				l.proxy.Rejudge()
+				l.relay.Rejudge()
 			}
 		}
 	})

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,6 +33,11 @@ type Config struct {
 	Logger   *slog.Logger
 	// ControlPorts are the TCP ports of Weir's own API; never dialled.
 	ControlPorts []uint16
+	// Authority signs what inspected containers are shown; Roots are whom
+	// servers must be certified by (nil: the system's), CRLs what is revoked.
+	Authority *proxy.CA
+	Roots     *x509.CertPool
+	CRLs      []*x509.RevocationList
 	// ProxyLimits and DNSLimits bound every container; zero fields are defaults.
 	ProxyLimits proxy.Limits
 	DNSLimits   dnsmap.Limits

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,7 +28,14 @@ type config struct {
 	} `yaml:"dns"`
 	// Runtimes are the sockets of container runtimes; Docker's and Podman's when absent.
 	Runtimes []string `yaml:"runtimes"`
-	Events   struct {
+	// TLS is about servers behind inspected endpoints.
+	TLS struct {
+		// ExtraRoots are PEM files of authorities that count beside the system's.
+		ExtraRoots []string `yaml:"extra_roots"`
+		// CRLs are files of revocation lists, PEM or DER.
+		CRLs []string `yaml:"crls"`
+	} `yaml:"tls"`
+	Events struct {
 		MaxAge  time.Duration `yaml:"max_age"`
 		MaxRows int64         `yaml:"max_rows"`
 		MaxMB   int64         `yaml:"max_mb"`
@@ -93,6 +101,27 @@ func parseUpstream(s string) (netip.AddrPort, error) {
 		return server, fmt.Errorf("%q: want an address such as 9.9.9.9, 9.9.9.9:53 or [2620:fe::fe]:53", s)
 	}
 	return server, nil
+}
+
+// roots are whom servers must be certified by; nil: the system's.
+func (c *config) roots() (*x509.CertPool, error) {
+	if len(c.TLS.ExtraRoots) == 0 {
+		return nil, nil
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("the system's certificate authorities: %w", err)
+	}
+	for _, file := range c.TLS.ExtraRoots {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("tls.extra_roots: %w", err)
+		}
+		if !roots.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("tls.extra_roots: %s holds no PEM certificate", file)
+		}
+	}
+	return roots, nil
 }
 
 func (c *config) retention() store.Retention {

@@ -88,7 +88,7 @@ network or environment.
 		return usage("%w (see '%s --help')", err, cmd.CommandPath())
 	})
 	root.AddCommand(
-		newServe(c), newAttach(c), newDetach(c), newPs(c), newSession(c), newRule(c), newPolicy(c),
+		newServe(c), newAttach(c), newDetach(c), newPs(c), newSession(c), newRule(c), newPolicy(c), newCA(c),
 		newTest(c), newExplain(c), newEvents(c), newDNS(c), newDoctor(c), newVersion(c),
 	)
 	for _, cmd := range root.Commands() {

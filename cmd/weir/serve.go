@@ -20,6 +20,7 @@ import (
 	"weir/audit"
 	"weir/container"
 	"weir/dnsmap"
+	"weir/proxy"
 	"weir/session"
 	"weir/store"
 )
@@ -83,13 +84,9 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 		return err
 	}
 
-	newest, err := st.Events(ctx, audit.Filter{Newest: true, Limit: 1})
+	last, err := st.LastEventID(ctx)
 	if err != nil {
 		return err
-	}
-	var last int64
-	if len(newest) > 0 {
-		last = newest[0].ID
 	}
 	trail := audit.NewLog(audit.Config{
 		Append: st.AppendEvents, Events: st.Events, Last: last,
@@ -100,8 +97,25 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 
 	upstream := &dnsmap.Upstream{Servers: config.upstreams}
 	defer upstream.Close()
+	installation, err := st.InstallationID(ctx)
+	if err != nil {
+		return err
+	}
+	authority, err := proxy.OpenCA(o.dataDir, installation, nil)
+	if err != nil {
+		return err
+	}
+	roots, err := config.roots()
+	if err != nil {
+		return err
+	}
+	crls, err := proxy.LoadCRLs(config.TLS.CRLs...)
+	if err != nil {
+		return err
+	}
 	conductor, err := session.New(ctx, session.Config{
 		Store: st, Log: trail, Runtimes: container.Connect(config.Runtimes...), Upstream: upstream, Logger: logger,
+		Authority: authority, Roots: roots, CRLs: crls,
 		ControlPorts: ports, ProxyLimits: config.proxyLimits(), DNSLimits: config.dnsLimits(), Retention: config.retention(),
 	})
 	if err != nil {
