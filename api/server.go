@@ -41,6 +41,8 @@ type Server struct {
 	// Events reads stored events.
 	Events  func(ctx context.Context, f audit.Filter) ([]audit.Event, error)
 	Version string
+	// Metrics are shown at GET /metrics; nil: there is no such page.
+	Metrics *Metrics
 	// Token is what callers over TCP have to show; callers over the socket
 	// are known by the kernel's word.
 	Token  string
@@ -104,6 +106,9 @@ func (s *Server) Handler() http.Handler {
 	config.CreateHooks = nil // no $schema links in answers
 	api := humago.New(mux, config)
 	s.routes(api)
+	if s.Metrics != nil {
+		mux.Handle("GET /metrics", s.Metrics.handler(s.Conductor, s.Log))
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusNotFound, fmt.Sprintf("no %s %s here; the API is described by GET /openapi.json", r.Method, r.URL.Path))
 	})

@@ -88,8 +88,16 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	metrics := api.NewMetrics(version)
 	trail := audit.NewLog(audit.Config{
-		Append: st.AppendEvents, Events: st.Events, Last: last,
+		Append: func(ctx context.Context, batch []audit.Event) error {
+			if err := st.AppendEvents(ctx, batch); err != nil {
+				return err
+			}
+			metrics.Count(batch)
+			return nil
+		},
+		Events: st.Events, Last: last,
 		Failed: func(err error) { logger.Error("storing events; flows wait", "error", err) },
 	})
 	stored := make(chan error, 1)
@@ -121,7 +129,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	server := &api.Server{Conductor: conductor, Log: trail, Events: st.Events, Version: version, Token: token, Logger: logger}
+	server := &api.Server{Conductor: conductor, Log: trail, Events: st.Events, Version: version, Metrics: metrics, Token: token, Logger: logger}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
