@@ -150,9 +150,6 @@ func (c Container) Warnings() []string {
 			}
 		}
 	}
-	if c.NetRaw {
-		w = append(w, "has NET_RAW: it can send packets of its own making (the lock on the host's side stops them)")
-	}
 	if c.HostPID {
 		w = append(w, "shares the host's pid namespace: it sees the host's processes")
 	}
