@@ -65,16 +65,15 @@ func (c *Conductor) Attach(ctx context.Context, ref string) (s Status, created b
 // attach does what Attach says. attaching is held.
 func (c *Conductor) attach(ctx context.Context, found container.Container, ref string) (*attachment, bool, error) {
 	c.mu.Lock()
-	for _, a := range c.attachments {
-		if a.live != nil && a.netnsID == found.NetNSID {
-			c.mu.Unlock()
-			return a, false, nil
-		}
+	if a := c.attachedTo(found); a != nil && !a.live.ending {
+		c.mu.Unlock()
+		return a, false, nil
 	}
 	old := c.attachments[found.ID]
 	c.mu.Unlock()
 	if old != nil && old.live != nil {
-		// The container has a new namespace and nobody told us yet.
+		// The container has a new namespace and nobody told us yet, or a
+		// detach failed half-way.
 		c.dropLive(old)
 	}
 
@@ -142,15 +141,20 @@ func (c *Conductor) Detach(ctx context.Context, ref string) error {
 		c.mu.Unlock()
 		return notAttached(ref)
 	}
-	l := a.live
 	c.mu.Unlock()
 	record := store.Attachment{ContainerID: a.ID, Ref: a.ref, Name: a.Name, Runtime: a.runtime, NetNS: a.netnsID.String(), AttachedAt: a.since, Desired: store.Detached}
 	if err := c.store.PutAttachment(ctx, record); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	l := a.live
+	if l != nil {
+		l.ending = true
+	}
+	c.mu.Unlock()
 	if l != nil {
 		if err := l.close(); err != nil {
-			return fmt.Errorf("detach %s: %w", a.Name, err)
+			return fmt.Errorf("detach %s: %w; what is left keeps it locked in: run 'weir detach %s' again", a.Name, err, a.Name)
 		}
 	}
 	if err := c.store.DeleteAttachment(context.WithoutCancel(ctx), a.ID); err != nil {
@@ -221,16 +225,30 @@ func (c *Conductor) attachment(ctx context.Context, ref string) (*attachment, er
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, a := range c.attachments {
-		if a.ID == found.ID || a.live != nil && a.netnsID == found.NetNSID {
-			return a, nil
-		}
+	if a := c.attachments[found.ID]; a != nil {
+		return a, nil
+	}
+	if a := c.attachedTo(found); a != nil {
+		return a, nil
 	}
 	return nil, notAttached(ref)
 }
 
+// attachedTo finds the live attachment of a container's namespace. mu is held.
+func (c *Conductor) attachedTo(found container.Container) *attachment {
+	for _, a := range c.attachments {
+		if a.live != nil && a.netnsID == found.NetNSID {
+			return a
+		}
+	}
+	return nil
+}
+
 // attachedAs finds an attachment by its exact id or name. mu is held.
 func (c *Conductor) attachedAs(ref string) *attachment {
+	if ref == "" {
+		return nil
+	}
 	if a := c.attachments[ref]; a != nil {
 		return a
 	}
@@ -248,15 +266,15 @@ func notAttached(ref string) error {
 
 // containerError says what kind of error a failed lookup is.
 func containerError(err error) error {
-	kind := Unavailable
+	kind := Invalid
 	var ambiguous *container.AmbiguousError
 	switch {
+	case errors.Is(err, container.ErrUnreachable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		kind = Unavailable
 	case errors.Is(err, container.ErrNotFound):
 		kind = NotFound
 	case errors.As(err, &ambiguous), errors.Is(err, container.ErrNotRunning), errors.Is(err, container.ErrGone):
 		kind = Conflict
-	case errors.Is(err, container.ErrHostNetwork):
-		kind = Invalid
 	}
 	return &Error{kind, err}
 }

@@ -51,6 +51,9 @@ type live struct {
 	cancel   context.CancelFunc
 	tasks    sync.WaitGroup
 	closed   []redirect.Connection
+	// ending: a detach has begun, so it no longer serves; guarded by the
+	// Conductor's mu.
+	ending bool
 }
 
 // lockName is an id as the names of nftables tables allow it.
@@ -249,16 +252,12 @@ func (l *live) release() error {
 	return errors.Join(l.kernel.Release(), l.programs.Close(), l.netns.Close())
 }
 
-// saveNames stores the container's table of names, so that a restart of the
-// daemon forgets none.
-func (a *attachment) saveNames(ctx context.Context, st *store.Store) error {
-	l := a.live
-	if l == nil {
-		return nil
-	}
+// storedNames is a container's table of names as it is stored, so that a
+// restart of the daemon forgets none.
+func storedNames(entries []dnsmap.Entry) []store.Name {
 	var names []store.Name
-	for _, e := range l.names.Entries() {
+	for _, e := range entries {
 		names = append(names, store.Name{Name: e.Name, Addr: e.Addr, Expires: e.Expires})
 	}
-	return st.PutNames(ctx, a.ID, names)
+	return names
 }

@@ -60,14 +60,23 @@ type Conductor struct {
 	// attaching serialises what installs and removes attachments. It is taken
 	// before mu and held over kernel work, never over a runtime's answer.
 	attaching sync.Mutex
+	// publishing serialises the indexing of the global layer. It is taken
+	// before mu, and mu is free while the index is made.
+	publishing sync.Mutex
 
-	mu          sync.Mutex
-	ctx         context.Context         // of Run: what attachments live under
-	sessions    []rules.SessionState    // live ones, by Seq
-	layers      map[string]*rules.Layer // by session id
-	global      []rules.Rule            // stored global rules, canonical
-	documents   map[string]*rules.Document
+	// mu guards the fields below. Nothing on the way of a connection waits for
+	// it: whoever changes rules and sessions holds it while the store writes.
+	mu       sync.Mutex
+	ctx      context.Context         // of Run: what attachments live under
+	sessions []rules.SessionState    // live ones, by Seq
+	layers   map[string]*rules.Layer // by session id
+	// global are the stored global rules, canonical. Layers share them:
+	// appending is fine, anything else needs a copy.
+	global      []rules.Rule
+	documents   map[string]document // of the global layer, by name
 	globalLayer *rules.Layer
+	changes     uint64 // how often global or documents changed
+	published   uint64 // the change as of which globalLayer is
 	guard       rules.Guard
 	attachments map[string]*attachment // by container id
 	used        map[string]time.Time   // when rules last decided
@@ -89,7 +98,7 @@ func New(ctx context.Context, config Config) (*Conductor, error) {
 	}
 	c := &Conductor{
 		config: config, store: config.Store, log: config.Log, logger: config.Logger, now: config.Now,
-		layers: map[string]*rules.Layer{}, documents: map[string]*rules.Document{},
+		layers: map[string]*rules.Layer{}, documents: map[string]document{},
 		attachments: map[string]*attachment{}, used: map[string]time.Time{}, fresh: map[string]time.Time{},
 		woken: make(chan struct{}, 1),
 	}
@@ -125,7 +134,7 @@ func (c *Conductor) load(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("stored global policy %s: %w", p.Name, err)
 		}
-		c.documents[p.Name] = doc
+		c.documents[p.Name] = document{doc, p.Updated}
 	}
 	sessions, err := c.store.Sessions(ctx, store.SessionFilter{LiveAt: now})
 	if err != nil {
@@ -151,7 +160,8 @@ func (c *Conductor) load(ctx context.Context) error {
 		return err
 	}
 	c.setGuard(hosts)
-	return c.compileGlobal()
+	c.globalLayer, err = rules.NewLayer(rules.Global, c.globalRules())
+	return err
 }
 
 // Run restores the stored attachments, calls ready, and then follows the
@@ -197,9 +207,16 @@ func (c *Conductor) literal(ctx context.Context, ref string) (string, error) {
 	found, err := c.config.Runtimes.Find(ctx, ref)
 	switch {
 	case err == nil:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		// Containers that share a namespace are one attachment.
+		if a := c.attachedTo(found); a != nil {
+			return a.ID, nil
+		}
 		return found.ID, nil
-	case errors.Is(err, container.ErrNotFound), errors.Is(err, container.ErrNotRunning),
-		errors.Is(err, container.ErrUnreachable):
+	case errors.Is(err, container.ErrNotRunning) && found.ID != "":
+		return found.ID, nil
+	case errors.Is(err, container.ErrNotFound), errors.Is(err, container.ErrUnreachable):
 		return ref, nil
 	}
 	return "", containerError(err)
@@ -212,32 +229,6 @@ func (c *Conductor) changed(now time.Time, ref string) {
 		c.compile(a, now)
 	}
 	c.wake()
-}
-
-// globalChanged makes a change of the global layer count. mu is held.
-func (c *Conductor) globalChanged(now time.Time) error {
-	if err := c.compileGlobal(); err != nil {
-		return err
-	}
-	c.compileAll(now)
-	c.wake()
-	return nil
-}
-
-func (c *Conductor) compileGlobal() error {
-	all := slices.Clone(c.global)
-	for _, name := range slices.Sorted(maps.Keys(c.documents)) {
-		for i, r := range c.documents[name].Rules {
-			r.ID, r.Source = fmt.Sprintf("%s/%d", name, i), rules.Global
-			all = append(all, r)
-		}
-	}
-	layer, err := rules.NewLayer(rules.Global, all)
-	if err != nil {
-		return fmt.Errorf("global rules: %w", err)
-	}
-	c.globalLayer = layer
-	return nil
 }
 
 func (c *Conductor) compileAll(now time.Time) {
@@ -304,7 +295,6 @@ func (c *Conductor) nextExpiry() time.Duration {
 func (c *Conductor) expire(ctx context.Context) {
 	now := c.now()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	expired := false
 	for i := 0; i < len(c.sessions); i++ {
 		if !c.sessions[i].Live(now) {
@@ -313,13 +303,18 @@ func (c *Conductor) expire(ctx context.Context) {
 			i--
 		}
 	}
-	before := len(c.global)
-	c.global = slices.DeleteFunc(c.global, func(r rules.Rule) bool { return !r.Expires.IsZero() && !r.Expires.After(now) })
-	if len(c.global) != before {
-		expired = true
-		if err := c.globalChanged(now); err != nil {
-			c.logger.Error("recompiling after an expiry", "error", err)
+	dead := func(r rules.Rule) bool { return !r.Expires.IsZero() && !r.Expires.After(now) }
+	change := uint64(0)
+	if slices.ContainsFunc(c.global, dead) {
+		for _, r := range c.global {
+			if dead(r) {
+				delete(c.used, r.ID)
+				c.lifecycle("", "", "global rule %s expired: %s", r.ID, describeRule(r))
+			}
 		}
+		c.global = slices.DeleteFunc(slices.Clone(c.global), dead)
+		c.changes++
+		change, expired = c.changes, true
 	}
 	for _, a := range c.attachments {
 		if t, ok := a.nextExpiry, !a.nextExpiry.IsZero(); ok && !t.After(now) {
@@ -327,8 +322,12 @@ func (c *Conductor) expire(ctx context.Context) {
 		}
 		a.nextExpiry, _ = a.policy.Load().NextExpiry(now)
 	}
+	c.mu.Unlock()
 	if !expired {
 		return
+	}
+	if err := c.publish(change); err != nil {
+		c.logger.Error("recompiling after an expiry", "error", err)
 	}
 	if _, err := c.store.Sweep(ctx, now, keepSessions); err != nil {
 		c.logger.Error("sweeping expired sessions", "error", err)
@@ -398,15 +397,21 @@ func (c *Conductor) writeLate(ctx context.Context) {
 	c.usedMu.Unlock()
 	c.mu.Lock()
 	maps.Copy(c.used, fresh)
-	live := slices.Collect(maps.Values(c.attachments))
+	names := map[*attachment][]store.Name{}
+	for _, a := range c.attachments {
+		if a.live != nil {
+			names[a] = storedNames(a.live.names.Entries())
+		}
+	}
 	c.mu.Unlock()
 	if len(fresh) > 0 {
 		if err := c.store.TouchRules(ctx, fresh); err != nil {
 			c.logger.Error("storing when rules were used", "error", err)
 		}
 	}
-	for _, a := range live {
-		if err := a.saveNames(ctx, c.store); err != nil {
+	for a, list := range names {
+		// An attachment that went away meanwhile has no names to keep.
+		if err := c.store.PutNames(ctx, a.ID, list); err != nil && !errors.Is(err, store.ErrNotFound) {
 			c.logger.Error("storing names", "container", a.Name, "error", err)
 		}
 	}

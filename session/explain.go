@@ -14,7 +14,7 @@ import (
 
 // Question asks what would be decided now.
 type Question struct {
-	Container   string // attached, or one that a session or rule may name
+	Container   string // attached
 	Destination string // name or address
 	Address     string // "": what the container resolved the name to
 	Port        int    // 0 is 443
@@ -145,6 +145,9 @@ func hints(a *attachment, q Question, d rules.Decision) []string {
 	case d.Layer == rules.AddressGuard:
 		return nil // the reason says what there is to do, if anything
 	case d.Rule != nil && d.Rule.Source == rules.Global:
+		if name, _, ok := strings.Cut(d.Rule.ID, "/"); ok {
+			return []string{"weir policy unset " + name + "    # remove the global policy whose rule denies it, or change it with weir policy set"}
+		}
 		return []string{"weir rule rm " + d.Rule.ID + "    # remove the global rule that denies it"}
 	case d.Rule != nil:
 		return []string{fmt.Sprintf("weir session create %s --id %s ...    # replace the session without the rule that denies it", a.Name, d.Rule.SessionID)}

@@ -2,8 +2,11 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"weir/rules"
@@ -38,6 +41,9 @@ func (c *Conductor) globalRule(id string) (rules.Rule, error) {
 }
 
 func unknownRule(id string) error {
+	if name, _, ok := strings.Cut(id, "/"); ok {
+		return &Error{NotFound, fmt.Errorf("no global rule %q that stands by itself: rules of a document change with it, see 'weir policy set --name %s' and 'weir policy unset %s'", id, name, name)}
+	}
 	return &Error{NotFound, fmt.Errorf("no global rule %q: see 'weir rule list --source global'; a session's rules change with 'weir session create'", id)}
 }
 
@@ -51,33 +57,103 @@ func (c *Conductor) putRule(ctx context.Context, r rules.Rule, put func(context.
 	if !r.Expires.IsZero() && !r.Expires.After(now) {
 		return r, nil, invalid("expires_at %s has passed already: give a later time, or leave it out for a rule that stays", r.Expires.Format(time.RFC3339))
 	}
+	change, stored, err := c.storeRule(ctx, r, put)
+	if err != nil {
+		return r, nil, err
+	}
+	return stored, warnings, c.publish(change)
+}
+
+func (c *Conductor) storeRule(ctx context.Context, r rules.Rule, put func(context.Context, rules.Rule) (store.Rule, error)) (uint64, rules.Rule, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	stored, err := put(ctx, r)
-	if err != nil {
-		return r, nil, fmt.Errorf("the rule was not stored and does not count: %w", err)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, r, unknownRule(r.ID)
 	}
+	if err != nil {
+		return 0, r, fmt.Errorf("the rule was not stored and does not count: %w", err)
+	}
+	verb := "added"
 	if i := slices.IndexFunc(c.global, func(r rules.Rule) bool { return r.ID == stored.ID }); i >= 0 {
+		c.global, verb = slices.Clone(c.global), "changed"
 		c.global[i] = stored.Rule
 	} else {
 		c.global = append(c.global, stored.Rule)
 	}
-	return stored.Rule, warnings, c.globalChanged(now)
+	c.changes++
+	c.lifecycle("", "", "global rule %s %s: %s", stored.ID, verb, describeRule(stored.Rule))
+	return c.changes, stored.Rule, nil
+}
+
+func describeRule(r rules.Rule) string {
+	return fmt.Sprintf("%s %s ports %s for %s", r.Action, r.Destination, r.Ports, r.Container)
 }
 
 // DeleteRule removes a global rule.
 func (c *Conductor) DeleteRule(ctx context.Context, id string) error {
+	change, err := c.deleteRule(ctx, id)
+	if err != nil {
+		return err
+	}
+	return c.publish(change)
+}
+
+func (c *Conductor) deleteRule(ctx context.Context, id string) (uint64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := slices.IndexFunc(c.global, func(r rules.Rule) bool { return r.ID == id })
 	if i < 0 {
-		return unknownRule(id)
+		return 0, unknownRule(id)
 	}
-	if err := c.store.DeleteRule(ctx, id); err != nil {
-		return err
+	if err := c.store.DeleteRule(ctx, id); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return 0, err
 	}
-	c.global = slices.Delete(c.global, i, i+1)
-	return c.globalChanged(c.now())
+	c.lifecycle("", "", "global rule %s removed: %s", id, describeRule(c.global[i]))
+	c.global = slices.Delete(slices.Clone(c.global), i, i+1)
+	delete(c.used, id)
+	c.changes++
+	return c.changes, nil
+}
+
+// publish returns once the global layer counts as of the given change. The
+// index is made beside mu, and once for all who wait: of a thousand callers
+// that add rules at once, few pay for one.
+func (c *Conductor) publish(change uint64) error {
+	c.publishing.Lock()
+	defer c.publishing.Unlock()
+	c.mu.Lock()
+	if c.published >= change {
+		c.mu.Unlock()
+		return nil
+	}
+	change = c.changes
+	all := c.globalRules()
+	c.mu.Unlock()
+	layer, err := rules.NewLayer(rules.Global, all)
+	if err != nil {
+		return fmt.Errorf("global rules: %w", err)
+	}
+	c.mu.Lock()
+	c.globalLayer, c.published = layer, change
+	c.compileAll(c.now())
+	c.mu.Unlock()
+	c.wake()
+	return nil
+}
+
+// globalRules are those of the global layer: rules by themselves, then those
+// of documents by the documents' names. mu is held.
+func (c *Conductor) globalRules() []rules.Rule {
+	all := c.global[:len(c.global):len(c.global)]
+	for _, name := range slices.Sorted(maps.Keys(c.documents)) {
+		d := c.documents[name]
+		for _, r := range documentRules(d.Document, name+"/", d.updated) {
+			r.Source = rules.Global
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 // RuleFilter selects rules. Empty fields do not filter.

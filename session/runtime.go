@@ -161,8 +161,9 @@ func (c *Conductor) labelSession(ctx context.Context, found container.Container,
 func (c *Conductor) stopped(ctx context.Context, id string) {
 	c.mu.Lock()
 	a := c.attachments[id]
+	live := a != nil && a.live != nil
 	c.mu.Unlock()
-	if a == nil || a.live == nil {
+	if !live {
 		return
 	}
 	// The news may be late, and other containers may live on in the namespace:
@@ -190,12 +191,16 @@ func (c *Conductor) removed(ctx context.Context, id string) {
 		return
 	}
 	c.attaching.Lock()
+	defer c.attaching.Unlock()
 	c.dropLive(a)
-	c.attaching.Unlock()
+	// One that waited since the daemon's start may have a lock from before it.
+	if err := redirect.Remove(nil, lockName(id)); err != nil {
+		c.logger.Error("removing what locked a removed container", "container", a.Name, "error", err)
+	}
 	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.store.DeleteAttachment(ctx, id); err != nil {
+	if err := c.store.DeleteAttachment(ctx, id); err != nil && !errors.Is(err, store.ErrNotFound) {
 		c.logger.Error("forgetting a removed container", "container", a.Name, "error", err)
 	}
 	for i := len(c.sessions) - 1; i >= 0; i-- {
@@ -212,17 +217,24 @@ func (c *Conductor) removed(ctx context.Context, id string) {
 
 // renamed keeps patterns over names true.
 func (c *Conductor) renamed(ctx context.Context, found container.Container) {
+	c.attaching.Lock()
+	defer c.attaching.Unlock()
 	c.mu.Lock()
 	a := c.attachments[found.ID]
 	if a == nil || a.Name == found.Name {
 		c.mu.Unlock()
 		return
 	}
+	if a.live == nil {
+		waiting := &attachment{ID: a.ID, Name: found.Name, ref: a.ref, runtime: a.runtime, since: a.since}
+		c.compile(waiting, c.now())
+		c.attachments[a.ID] = waiting
+		c.mu.Unlock()
+		return
+	}
 	c.mu.Unlock()
 	// The servers carry the name in their facts: attached anew, they carry
 	// the new one. The capture's rules stay in force meanwhile.
-	c.attaching.Lock()
-	defer c.attaching.Unlock()
 	c.dropForTakeover(a)
 	if _, _, err := c.attach(ctx, found, a.ref); err != nil {
 		c.logger.Error("attaching a renamed container again; it stays without egress", "container", found.Name, "error", err)

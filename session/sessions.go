@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"math"
 	"regexp"
@@ -95,6 +96,9 @@ func (c *Conductor) CreateSession(ctx context.Context, spec Spec) (Session, erro
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if i := c.find(s.ID); i >= 0 && !c.sessions[i].Live(now) {
+		c.forget(i, now, "expired")
+	}
 	// Compiled once before it is stored, so that nothing is stored that does not compile.
 	if _, err := newSessionLayer(&s); err != nil {
 		return Session{}, invalid("%w", err)
@@ -123,6 +127,7 @@ func (c *Conductor) CreateSession(ctx context.Context, spec Spec) (Session, erro
 		c.sessions = append(c.sessions, s)
 	}
 	slices.SortFunc(c.sessions, func(a, b rules.SessionState) int { return int(a.Seq - b.Seq) })
+	c.forgetUse(c.layers[s.ID])
 	c.layers[s.ID] = layer
 	c.changed(now, s.Container)
 	c.lifecycle(s.Container, s.ID, "session %s: %s", verb, describe(&s))
@@ -182,13 +187,20 @@ func (c *Conductor) Heartbeat(ctx context.Context, id string, ttl time.Duration)
 	if ttl == 0 {
 		ttl = s.TTL
 	}
-	expires := now.Add(ttl)
-	stored, err := c.store.ExtendSession(ctx, id, expires, now)
+	stored, err := c.store.ExtendSession(ctx, id, now.Add(ttl), now)
+	if errors.Is(err, store.ErrNotFound) {
+		return time.Time{}, unknownSession(id)
+	}
 	if err != nil {
 		return time.Time{}, err
 	}
 	s.Expires = stored.Expires
-	c.wake()
+	layer, err := newSessionLayer(s)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("session %s: %w", id, err)
+	}
+	c.layers[id] = layer
+	c.changed(now, s.Container)
 	return s.Expires, nil
 }
 
@@ -202,7 +214,7 @@ func (c *Conductor) EndSession(ctx context.Context, id string) error {
 	if i < 0 || !c.sessions[i].Live(now) {
 		return unknownSession(id)
 	}
-	if err := c.store.EndSession(ctx, id, now); err != nil {
+	if err := c.store.EndSession(ctx, id, now); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
 	c.forget(i, now, "ended")
@@ -213,6 +225,7 @@ func (c *Conductor) EndSession(ctx context.Context, id string) error {
 func (c *Conductor) forget(i int, now time.Time, how string) {
 	s := c.sessions[i]
 	c.sessions = slices.Delete(c.sessions, i, i+1)
+	c.forgetUse(c.layers[s.ID])
 	delete(c.layers, s.ID)
 	c.changed(now, s.Container)
 	c.lifecycle(s.Container, s.ID, "session %s", how)
@@ -232,17 +245,25 @@ func (c *Conductor) isCurrent(s *rules.SessionState, now time.Time) bool {
 	return current != nil && current.ID == s.ID
 }
 
-// sessionRules are a session's own rules and those of its document.
+// sessionRules are a session's own rules and those of its document. They
+// expire with the session.
 func sessionRules(s *rules.SessionState) []rules.Rule {
-	if s.Document == nil {
-		return s.Rules
-	}
 	all := slices.Clone(s.Rules)
-	for i, r := range s.Document.Rules {
-		r.ID, r.Source, r.SessionID = fmt.Sprintf("%s/p%d", s.ID, i), rules.Session, s.ID
-		// After the session's own rules, which have orders from the store.
-		r.Created, r.Order = s.Created, math.MaxInt32+int64(i)
-		all = append(all, r)
+	if s.Document != nil {
+		all = append(all, documentRules(s.Document, s.ID+"/p", s.Created)...)
+	}
+	for i := range all {
+		all[i].Source, all[i].SessionID, all[i].Expires = rules.Session, s.ID, s.Expires
+	}
+	return all
+}
+
+// documentRules are a document's rules with ids of their own. They count as
+// younger than every rule that was added by itself.
+func documentRules(doc *rules.Document, prefix string, created time.Time) []rules.Rule {
+	all := slices.Clone(doc.Rules)
+	for i := range all {
+		all[i].ID, all[i].Created, all[i].Order = fmt.Sprintf("%s%d", prefix, i), created, math.MaxInt32+int64(i)
 	}
 	return all
 }
@@ -251,7 +272,17 @@ func newSessionLayer(s *rules.SessionState) (*rules.Layer, error) {
 	return rules.NewLayer(rules.Session, sessionRules(s))
 }
 
-// lifecycle records that something about a container or session changed.
+// forgetUse drops what is known of the use of rules that are gone. mu is held.
+func (c *Conductor) forgetUse(l *rules.Layer) {
+	if l != nil {
+		for _, r := range l.Rules() {
+			delete(c.used, r.ID)
+		}
+	}
+}
+
+// lifecycle records that something about a container or session changed, or,
+// with neither, about the global layer.
 func (c *Conductor) lifecycle(containerRef, sessionID, format string, args ...any) {
 	e := audit.Event{Type: audit.Lifecycle, ContainerID: containerRef, ContainerName: containerRef, SessionID: sessionID, Reason: fmt.Sprintf(format, args...)}
 	if a := c.attachedAs(containerRef); a != nil {
