@@ -53,6 +53,11 @@ func (c *Client) Attach(ctx context.Context, container string) (a Attachment, er
 	return a, c.call(ctx, "POST", "/v1/attachments", AttachRequest{Container: container}, &a)
 }
 
+// AttachStarting attaches a container that its runtime is about to start.
+func (c *Client) AttachStarting(ctx context.Context, id string, pid int) (a Attachment, err error) {
+	return a, c.call(ctx, "POST", "/v1/attachments/starting", StartingRequest{ContainerID: id, PID: pid}, &a)
+}
+
 // Attachments lists the attached containers.
 func (c *Client) Attachments(ctx context.Context) (list []Attachment, err error) {
 	return list, c.call(ctx, "GET", "/v1/attachments", nil, &list)

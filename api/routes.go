@@ -81,6 +81,7 @@ func (s *Server) routes(api huma.API) {
 	route(api, "GET", "/v1/health", "Whether the daemon is well", s.health)
 
 	route(api, "POST", "/v1/attachments", "Attach a running container", s.attach)
+	route(api, "POST", "/v1/attachments/starting", "Attach a container that its runtime is about to start", s.attachStarting)
 	route(api, "GET", "/v1/attachments", "Attached containers", s.attachments)
 	route(api, "GET", "/v1/attachments/{container}", "One attached container", s.attachment)
 	route(api, "DELETE", "/v1/attachments/{container}", "Give a container its network back", s.detach)
@@ -121,6 +122,11 @@ func (s *Server) attach(ctx context.Context, in *in[AttachRequest]) (*out[Attach
 		return created(attachmentOf(status), err)
 	}
 	return ok(attachmentOf(status), err)
+}
+
+func (s *Server) attachStarting(ctx context.Context, in *in[StartingRequest]) (*out[Attachment], error) {
+	status, err := s.Conductor.AttachStarting(ctx, in.Body.ContainerID, in.Body.PID)
+	return created(attachmentOf(status), err)
 }
 
 func (s *Server) attachments(context.Context, *struct{}) (*out[[]Attachment], error) {

@@ -20,6 +20,13 @@ type AttachRequest struct {
 	Container string `json:"container" minLength:"1" doc:"id, unique id prefix, name, pid:N or netns:PATH"`
 }
 
+// StartingRequest asks for a container to be attached that its runtime is
+// about to start.
+type StartingRequest struct {
+	ContainerID string `json:"container_id" minLength:"64" maxLength:"64"`
+	PID         int    `json:"pid" minimum:"1" doc:"of its process, as the host counts"`
+}
+
 // Attachment is one attached container.
 type Attachment struct {
 	ContainerID string    `json:"container_id"`

@@ -127,20 +127,51 @@ func (c *Conductor) started(ctx context.Context, found container.Container) {
 	if a == nil && err == nil && !labels.Attach {
 		return
 	}
-	ref := found.ID
-	if a != nil {
-		ref = a.ref
-	}
-	c.attaching.Lock()
-	_, created, attachErr := c.attach(ctx, found, ref)
-	c.attaching.Unlock()
-	if attachErr == nil && a == nil && created && err == nil && labels.Session {
-		err = c.labelSession(ctx, found, labels)
-	}
+	_, attachErr := c.attachWithLabels(ctx, found)
 	if err = errors.Join(attachErr, err); err != nil {
 		c.logger.Error("attaching a started container", "container", found.Name, "error", err)
 		c.log.Record(audit.Event{Type: audit.Lifecycle, ContainerID: found.ID, ContainerName: found.Name, Reason: "attach at start: " + err.Error()})
 	}
+}
+
+// attachWithLabels attaches a container and, the first time, opens the session
+// that its labels ask for.
+func (c *Conductor) attachWithLabels(ctx context.Context, found container.Container) (*attachment, error) {
+	labels, err := container.ParseLabels(found.Labels)
+	ref := found.ID
+	c.attaching.Lock()
+	c.mu.Lock()
+	known := c.attachments[found.ID]
+	if known != nil {
+		ref = known.ref
+	}
+	c.mu.Unlock()
+	a, created, attachErr := c.attach(ctx, found, ref)
+	c.attaching.Unlock()
+	switch {
+	case attachErr != nil:
+		return nil, attachErr
+	case err != nil || known != nil || !created || !labels.Session:
+		return a, err
+	}
+	return a, c.labelSession(ctx, found, labels)
+}
+
+// AttachStarting attaches a container that its runtime is about to start,
+// before its first instruction, and opens the session that its labels ask
+// for. pid is its process.
+func (c *Conductor) AttachStarting(ctx context.Context, id string, pid int) (Status, error) {
+	found, err := c.config.Runtimes.Starting(ctx, id, pid)
+	if err != nil {
+		return Status{}, containerError(err)
+	}
+	a, err := c.attachWithLabels(ctx, found)
+	if err != nil {
+		return Status{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return a.status(), nil
 }
 
 // labelSession opens the session that a container's labels ask for.
