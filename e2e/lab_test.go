@@ -369,6 +369,8 @@ func (w *Weir) try(args ...string) (string, int) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, weirBinary, append([]string{"--socket", w.socket}, args...)...)
+	// The race detector otherwise makes every client linger for a second.
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
