@@ -1,0 +1,238 @@
+// Package weir_test holds the checks of the repository as a whole.
+package weir_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// module is the prefix of this repository's own packages.
+const module = "weir/"
+
+// mayImport is the import graph: what each package may know of the others.
+// Imports point one way only,
+//
+//	cmd → web → api → session → {proxy, dnsmap, redirect, container, store} → audit → rules → graphql
+//
+// and what stands in braces does not know its neighbours.
+var mayImport = map[string]struct {
+	packages []string
+	why      string
+}{
+	"graphql":    {nil, "it turns bytes into operations and needs nobody's help for that"},
+	"rules":      {[]string{"graphql"}, "a decision depends on facts that are handed in, so it may not know where they come from"},
+	"audit":      {[]string{"rules", "graphql"}, "it records what was decided; whoever stores or shows it is handed in or comes above"},
+	"migrations": {nil, "it is text for the database"},
+	"store":      {[]string{"migrations", "audit", "rules", "graphql"}, "it remembers; it must not be able to act on what it remembers"},
+	"container":  {nil, "it finds containers, for whatever purpose"},
+	"redirect":   {nil, "it captures traffic and must not have an opinion about it"},
+	"dnsmap":     {[]string{"audit", "rules", "graphql"}, "the shim asks a policy that it is handed"},
+	"proxy":      {[]string{"audit", "rules", "graphql"}, "the data path takes small functions, so that it can be tested over plain sockets"},
+	"trust":      {[]string{"container"}, "it writes into a container's files, through the one door there is to them"},
+	"session": {[]string{"trust", "proxy", "dnsmap", "redirect", "container", "store", "audit", "rules", "graphql"},
+		"the conductor is the one place where the parts meet"},
+	"policytest": {[]string{"proxy", "dnsmap", "rules", "graphql"}, "a policy test runs the daemon's own code, without the daemon"},
+	"api":        {[]string{"session", "trust", "store", "audit", "rules", "graphql"}, "it translates between HTTP and the conductor, and does nothing past the conductor"},
+	"web":        {[]string{"api", "session", "audit", "rules", "graphql"}, "the dashboard shows what the API gives"},
+	"cmd/weir": {[]string{"web", "api", "session", "trust", "policytest", "proxy", "dnsmap", "redirect", "container", "store", "migrations", "audit", "rules", "graphql"},
+		"the wiring knows everybody, and nobody knows the wiring"},
+	"e2e":  {nil, "end-to-end tests meet the binary as its users do"},
+	"docs": {[]string{"policytest", "rules"}, "the documentation's examples are run, not linked"},
+	"":     {nil, "checks of the repository read it from the outside"},
+}
+
+// reserved are packages of others that only some of ours may import.
+var reserved = []struct {
+	prefix string
+	only   []string // nil: nobody
+	why    string
+}{
+	{"database/sql", []string{"store", "migrations"}, "store is the only package that speaks SQL"},
+	{"modernc.org/sqlite", []string{"store"}, "store is the only package that speaks SQL"},
+	{"github.com/google/nftables", []string{"redirect"}, "rulesets are installed in one place, which can take them back"},
+	{"github.com/vishvananda/", []string{"redirect"}, "namespaces are entered in one place: the only one that locks threads"},
+	{"github.com/moby/", []string{"container"}, "container is the only package that knows a container runtime"},
+	{"github.com/danielgtaylor/huma", []string{"api"}, "api is the only package that speaks the API's HTTP"},
+	{"github.com/spf13/cobra", []string{"cmd/weir"}, "flags are read in one place"},
+	{"os/exec", nil, "Weir runs no other programs: what nft or ip could do, netlink does, with errors instead of text"},
+	{"testing", nil, "test helpers belong into test files"},
+}
+
+// pure packages give the same answer to the same facts, always.
+var pure = []string{"rules", "graphql"}
+
+// impure is what a pure package must not import, each with its reason.
+var impure = map[string]string{
+	"net":          "resolving or dialling would make a decision depend on the network (net/netip is fine)",
+	"net/http":     "HTTP is read by the proxy; what arrives here are its facts",
+	"os":           "files and environment are read by the caller, who hands over bytes",
+	"io/fs":        "files are read by the caller, who hands over bytes",
+	"syscall":      "the kernel's word is a fact that is handed in",
+	"database/sql": "the database is never on the path of a connection",
+	"log":          "the decision itself says why; there is nothing to log beside it",
+	"math/rand":    "the same facts give the same answer",
+	"crypto/rand":  "the same facts give the same answer",
+	"context":      "nothing here waits, so there is nothing to cancel",
+}
+
+// whyImpure returns why a pure package must not import a package, or "".
+func whyImpure(imported string) string {
+	if imported == "net/netip" || imported == "net/url" {
+		return "" // values and their syntax
+	}
+	for ; imported != "."; imported = path.Dir(imported) {
+		if why, bad := impure[imported]; bad {
+			return why
+		}
+	}
+	return ""
+}
+
+// clock are the functions of package time that look at the machine's clock.
+var clock = []string{"Now", "Since", "Until", "After", "AfterFunc", "Tick", "NewTimer", "NewTicker", "Sleep"}
+
+// goPackage is what `go list -json` says of a package.
+type goPackage struct {
+	Dir          string
+	ImportPath   string
+	GoFiles      []string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+}
+
+// short is the package's path inside the module; "" is the root.
+func (p goPackage) short() string {
+	return strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, strings.TrimSuffix(module, "/")), "/")
+}
+
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=Dir,ImportPath,GoFiles,Imports,TestImports,XTestImports", "./...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var list []goPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		err := dec.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, p)
+	}
+	if len(list) < len(pure)+1 {
+		t.Fatalf("go list found %d packages, which cannot be all", len(list))
+	}
+	return list
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	for _, p := range listPackages(t) {
+		row, ok := mayImport[p.short()]
+		if !ok {
+			t.Errorf("package %s is not in the import graph: give it a row in mayImport, and one in ARCHITECTURE.md", p.ImportPath)
+			continue
+		}
+		for _, imported := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			own, ok := strings.CutPrefix(imported, module)
+			if !ok || own == p.short() {
+				continue
+			}
+			if !slices.Contains(row.packages, own) {
+				t.Errorf("%s imports %s, which it may not: %s", p.ImportPath, imported, row.why)
+			}
+		}
+	}
+}
+
+// TestGraphHasNoCycle keeps the table itself honest.
+func TestGraphHasNoCycle(t *testing.T) {
+	var visit func(name string, path []string)
+	visit = func(name string, path []string) {
+		if slices.Contains(path, name) {
+			t.Fatalf("mayImport allows a cycle: %s", strings.Join(append(path, name), " → "))
+		}
+		for _, next := range mayImport[name].packages {
+			if _, ok := mayImport[next]; !ok {
+				t.Errorf("mayImport of %q names %q, which has no row", name, next)
+			}
+			visit(next, append(path, name))
+		}
+	}
+	for name := range mayImport {
+		visit(name, nil)
+	}
+}
+
+func TestReservedImports(t *testing.T) {
+	for _, p := range listPackages(t) {
+		for _, imported := range p.Imports {
+			for _, r := range reserved {
+				if strings.HasPrefix(imported, r.prefix) && !slices.Contains(r.only, p.short()) {
+					t.Errorf("%s imports %s, which is for %v only: %s", p.ImportPath, imported, r.only, r.why)
+				}
+			}
+		}
+	}
+}
+
+func TestPurePackages(t *testing.T) {
+	checked := 0
+	for _, p := range listPackages(t) {
+		if !slices.Contains(pure, p.short()) {
+			continue
+		}
+		checked++
+		for _, imported := range p.Imports {
+			if why := whyImpure(imported); why != "" {
+				t.Errorf("%s is pure and imports %s: %s", p.ImportPath, imported, why)
+			}
+		}
+		for _, name := range p.GoFiles {
+			for _, call := range clockCalls(t, filepath.Join(p.Dir, name)) {
+				t.Errorf("%s: package %s is pure; time is a fact of the request and is handed in", call, p.short())
+			}
+		}
+	}
+	if checked != len(pure) {
+		t.Errorf("found %d of the pure packages %v", checked, pure)
+	}
+}
+
+// clockCalls returns where a file looks at the clock.
+func clockCalls(t *testing.T, path string) []string {
+	t.Helper()
+	files := token.NewFileSet()
+	file, err := parser.ParseFile(files, path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		s, ok := n.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if x, ok := s.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains(clock, s.Sel.Name) {
+			found = append(found, fmt.Sprintf("%s uses time.%s", files.Position(s.Pos()), s.Sel.Name))
+		}
+		return true
+	})
+	return found
+}
