@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/cgi"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -34,8 +35,8 @@ func newAuthority(t testing.TB) *Authority {
 	a := &Authority{t: t, key: newKey(t)}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "outside authority"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
 	if err != nil {
@@ -60,11 +61,18 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 // certificate is one for these names and addresses.
 func (a *Authority) certificate(names ...string) tls.Certificate {
 	a.t.Helper()
+	return a.certify(func(*x509.Certificate) {}, names...)
+}
+
+// certify is certificate with a change to what is signed.
+func (a *Authority) certify(change func(*x509.Certificate), names ...string) tls.Certificate {
+	a.t.Helper()
 	key := newKey(a.t)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(12 * time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	for _, name := range names {
 		if addr, err := netip.ParseAddr(name); err == nil {
@@ -73,11 +81,28 @@ func (a *Authority) certificate(names ...string) tls.Certificate {
 			template.DNSNames = append(template.DNSNames, name)
 		}
 	}
+	change(template)
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// file is the authority's certificate as a PEM file.
+func (a *Authority) file() string {
+	a.t.Helper()
+	return writeFile(a.t, "authority.pem", a.PEM)
+}
+
+// writeFile writes a file that lives as long as the test.
+func writeFile(t testing.TB, name, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // install puts the authority's certificate into a box, for clients that are
