@@ -65,15 +65,14 @@ func (c *Conductor) Attach(ctx context.Context, ref string) (s Status, created b
 // attach does what Attach says. attaching is held.
 func (c *Conductor) attach(ctx context.Context, found container.Container, ref string) (*attachment, bool, error) {
 	c.mu.Lock()
-	if a := c.attachedTo(found); a != nil && !a.live.ending {
+	if a := c.attachedTo(found); a != nil {
 		c.mu.Unlock()
 		return a, false, nil
 	}
 	old := c.attachments[found.ID]
 	c.mu.Unlock()
 	if old != nil && old.live != nil {
-		// The container has a new namespace and nobody told us yet, or a
-		// detach failed half-way.
+		// The container has a new namespace and nobody told us yet.
 		c.dropLive(old)
 	}
 
@@ -141,30 +140,39 @@ func (c *Conductor) Detach(ctx context.Context, ref string) error {
 		c.mu.Unlock()
 		return notAttached(ref)
 	}
+	l := a.live
 	c.mu.Unlock()
 	record := store.Attachment{ContainerID: a.ID, Ref: a.ref, Name: a.Name, Runtime: a.runtime, NetNS: a.netnsID.String(), AttachedAt: a.since, Desired: store.Detached}
 	if err := c.store.PutAttachment(ctx, record); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	l := a.live
-	if l != nil {
-		l.ending = true
-	}
-	c.mu.Unlock()
-	if l != nil {
-		if err := l.close(); err != nil {
+	// From here on it is done to the end, whether or not the caller waits.
+	ctx = context.WithoutCancel(ctx)
+	if l == nil {
+		// Stopped, or a detach before this one failed half-way.
+		found, err := c.config.Runtimes.Find(ctx, lookup(record))
+		if err == nil {
+			record.NetNS = found.NetNSID.String()
+		}
+		if err := c.finishDetach(ctx, record, found); err != nil {
+			return fmt.Errorf("detach %s: %w", a.Name, err)
+		}
+	} else {
+		err := l.close()
+		c.mu.Lock()
+		a.live = nil
+		c.mu.Unlock()
+		if err != nil {
 			return fmt.Errorf("detach %s: %w; what is left keeps it locked in: run 'weir detach %s' again", a.Name, err, a.Name)
 		}
-	}
-	if err := c.store.DeleteAttachment(context.WithoutCancel(ctx), a.ID); err != nil {
-		return err
+		if err := c.store.DeleteAttachment(ctx, a.ID); err != nil {
+			return err
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lifecycle(a.ID, "", "detached")
 	delete(c.attachments, a.ID)
-	a.live = nil
 	return nil
 }
 

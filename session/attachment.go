@@ -51,9 +51,6 @@ type live struct {
 	cancel   context.CancelFunc
 	tasks    sync.WaitGroup
 	closed   []redirect.Connection
-	// ending: a detach has begun, so it no longer serves; guarded by the
-	// Conductor's mu.
-	ending bool
 }
 
 // lockName is an id as the names of nftables tables allow it.

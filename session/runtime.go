@@ -78,10 +78,16 @@ func (c *Conductor) finishDetach(ctx context.Context, s store.Attachment, found 
 		if err != nil {
 			return err
 		}
-		c.dropLive(a)
-		c.mu.Lock()
-		delete(c.attachments, a.ID)
-		c.mu.Unlock()
+		if a.ID == s.ContainerID { // else its namespace is another one's attachment
+			c.mu.Lock()
+			l := a.live
+			a.live = nil
+			delete(c.attachments, a.ID)
+			c.mu.Unlock()
+			if err := l.close(); err != nil {
+				return err
+			}
+		}
 	} else if err := redirect.Remove(nil, lockName(s.ContainerID)); err != nil {
 		return err
 	}
