@@ -40,6 +40,7 @@ type Event struct {
 	Binary        string    `json:"binary,omitempty"`
 	Method        string    `json:"method,omitempty"`
 	Path          string    `json:"path,omitempty"`
+	Upgrade       string    `json:"upgrade,omitempty"` // protocol that the request asked to go on in, lower case
 
 	Operations []graphql.Operation `json:"operations,omitempty"`
 

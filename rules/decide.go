@@ -48,7 +48,10 @@ func (p *Policy) decide(q *query, r *Request, trace func(Step)) Decision {
 		d = p.request(q, *r, trace)
 	}
 	if p.allowAll {
-		return p.learn(q, r.Stage, d)
+		d = p.learn(q, r.Stage, d)
+		if p.inspect != nil && d.Verdict == Allow && r.Stage > Resolve {
+			d = p.lookInto(r, d)
+		}
 	}
 	return d
 }

@@ -25,6 +25,9 @@ type Stack struct {
 	Layers []*Layer
 	// AllowAll is the current session's learning mode.
 	AllowAll bool
+	// Inspect are the hosts whose requests learning mode looks at, from
+	// InspectLayer. nil: none. Without AllowAll it says nothing.
+	Inspect *Layer
 	// Session is the id of the current session, for reasons; "" is none.
 	Session string
 	Guard   Guard
@@ -37,7 +40,8 @@ type Policy struct {
 	allowAll bool
 	session  string
 	guard    Guard
-	learning string // the reason of what learning mode allows
+	learning string  // the reason of what learning mode allows
+	inspect  *Policy // what learning mode looks into; nil: nothing
 }
 
 // precedence is the order in which layers are asked.
@@ -51,6 +55,9 @@ func Compile(s Stack) *Policy {
 		if l != nil {
 			p.layers = append(p.layers, l)
 		}
+	}
+	if s.AllowAll && s.Inspect != nil {
+		p.inspect = Compile(Stack{Layers: []*Layer{s.Inspect}})
 	}
 	p.learning = "learning mode allows everything and records it"
 	if p.session != "" {

@@ -93,9 +93,12 @@ type SessionState struct {
 	TTL       time.Duration // what a heartbeat without a ttl extends it by
 	Ended     bool
 	AllowAll  bool
-	Rules     []Rule
-	Document  *Document // nil: none
-	Labels    map[string]string
+	// Inspect are hosts whose requests learning mode looks at; see
+	// CanonicalInspectHost.
+	Inspect  []string
+	Rules    []Rule
+	Document *Document // nil: none
+	Labels   map[string]string
 }
 
 // Stage is how far the evidence of a Request goes.

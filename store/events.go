@@ -11,7 +11,7 @@ import (
 )
 
 const eventColumns = `e.id, e.time, c.id, c.name, e.type, e.session_id, e.verdict, e.layer, e.rule_id, e.reason,
-	e.host, e.address, e.port, e.transport, e.binary, e.method, e.path, e.operations, e.bytes_in, e.bytes_out, e.duration_ms, e.would`
+	e.host, e.address, e.port, e.transport, e.binary, e.method, e.path, e.upgrade, e.operations, e.bytes_in, e.bytes_out, e.duration_ms, e.would`
 
 const eventTables = ` FROM events e JOIN event_containers c ON c.key = e.container`
 
@@ -22,8 +22,8 @@ const eventTables = ` FROM events e JOIN event_containers c ON c.key = e.contain
 func (s *Store) AppendEvents(ctx context.Context, batch []audit.Event) error {
 	return s.write(ctx, "recording events", written, func(ctx context.Context, tx *sql.Tx) error {
 		insert, err := tx.PrepareContext(ctx, `INSERT INTO events (id, time, container, type, session_id, verdict, layer, rule_id, reason,
-			host, address, port, transport, binary, method, path, operations, bytes_in, bytes_out, duration_ms, would)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
+			host, address, port, transport, binary, method, path, upgrade, operations, bytes_in, bytes_out, duration_ms, would)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func (s *Store) AppendEvents(ctx context.Context, batch []audit.Event) error {
 				}
 			}
 			if _, err := insert.ExecContext(ctx, e.ID, at, key, string(e.Type), e.SessionID, e.Verdict, e.Layer, e.RuleID, e.Reason,
-				e.Host, e.Address, int64(e.Port), e.Transport, e.Binary, e.Method, e.Path, string(operations),
+				e.Host, e.Address, int64(e.Port), e.Transport, e.Binary, e.Method, e.Path, e.Upgrade, string(operations),
 				e.BytesIn, e.BytesOut, e.DurationMS, string(would)); err != nil {
 				return err
 			}
@@ -74,7 +74,7 @@ func scanEvent(rows *sql.Rows) (audit.Event, error) {
 		operations, would string
 	)
 	if err := rows.Scan(&e.ID, &at, &e.ContainerID, &e.ContainerName, &e.Type, &e.SessionID, &e.Verdict, &e.Layer, &e.RuleID, &e.Reason,
-		&e.Host, &e.Address, &e.Port, &e.Transport, &e.Binary, &e.Method, &e.Path, &operations,
+		&e.Host, &e.Address, &e.Port, &e.Transport, &e.Binary, &e.Method, &e.Path, &e.Upgrade, &operations,
 		&e.BytesIn, &e.BytesOut, &e.DurationMS, &would); err != nil {
 		return e, err
 	}

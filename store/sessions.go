@@ -30,21 +30,24 @@ type SessionFilter struct {
 	LiveAt    time.Time // only sessions that are live then; zero: all
 }
 
-const sessionColumns = `seq, id, container, created, expires, ttl, ended, allow_all, policy_name, policy_text, labels`
+const sessionColumns = `seq, id, container, created, expires, ttl, ended, allow_all, policy_name, policy_text, labels, inspect`
 
 func scanSession(rows interface{ Scan(...any) error }) (Session, error) {
 	var (
 		s                       Session
 		created, expires, ended sql.NullInt64
-		labels                  string
+		labels, inspect         string
 		ttl                     int64
 	)
 	if err := rows.Scan(&s.Seq, &s.ID, &s.Container, &created, &expires, &ttl, &ended, &s.AllowAll,
-		&s.PolicyName, &s.PolicyText, &labels); err != nil {
+		&s.PolicyName, &s.PolicyText, &labels, &inspect); err != nil {
 		return s, err
 	}
 	s.TTL = time.Duration(ttl) * time.Microsecond
 	s.Created, s.Expires, s.EndedAt, s.Ended = instant(created), instant(expires), instant(ended), ended.Valid
+	if err := fromJSON(inspect, "inspect", &s.Inspect); err != nil {
+		return s, err
+	}
 	return s, fromJSON(labels, "labels", &s.Labels)
 }
 
@@ -74,6 +77,12 @@ func (s *Store) PutSession(ctx context.Context, session Session, now time.Time) 
 	if err != nil {
 		return Session{}, err
 	}
+	inspect := ""
+	if len(session.Inspect) > 0 {
+		if inspect, err = asJSON(session.Inspect); err != nil {
+			return Session{}, err
+		}
+	}
 	var stored Session
 	err = s.write(ctx, "storing a session", synced, func(ctx context.Context, tx *sql.Tx) error {
 		// The dead one makes way; its rules go with it.
@@ -83,13 +92,13 @@ func (s *Store) PutSession(ctx context.Context, session Session, now time.Time) 
 		}
 		var seq int64
 		err := tx.QueryRowContext(ctx, `INSERT INTO sessions
-			(id, container, created, expires, ttl, allow_all, policy_name, policy_text, labels) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+			(id, container, created, expires, ttl, allow_all, policy_name, policy_text, labels, inspect) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (id) DO UPDATE SET container = excluded.container, expires = excluded.expires, ttl = excluded.ttl,
 				allow_all = excluded.allow_all, policy_name = excluded.policy_name, policy_text = excluded.policy_text,
-				labels = excluded.labels
+				labels = excluded.labels, inspect = excluded.inspect
 			RETURNING seq`,
 			session.ID, session.Container, micros(session.Created), micros(session.Expires), session.TTL.Microseconds(), session.AllowAll,
-			session.PolicyName, session.PolicyText, labels).Scan(&seq)
+			session.PolicyName, session.PolicyText, labels, inspect).Scan(&seq)
 		if err != nil {
 			return err
 		}

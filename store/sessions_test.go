@@ -27,7 +27,7 @@ func TestSessionRoundTrip(t *testing.T) {
 	given := Session{
 		SessionState: rules.SessionState{
 			ID: "s1", Container: "web", Seq: 99, Ended: true, Expires: noon.Add(time.Hour), TTL: time.Hour, AllowAll: true,
-			Labels: map[string]string{"task": "1", "": "odd"},
+			Inspect: []string{"api.test", "b.test:8443"}, Labels: map[string]string{"task": "1", "": "odd"},
 			Rules: []rules.Rule{
 				{Destination: "a.test", Ports: "443", Transport: rules.TCP, Action: rules.ActionAllow, Binaries: []string{"/bin/x"}, Notes: "n"},
 				{ID: "x", Destination: "*", Action: rules.ActionDeny, Expires: noon, Order: 9},
