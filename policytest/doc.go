@@ -19,6 +19,9 @@
 // A request without method is about the connection alone: one that would be
 // let in to be inspected counts as allowed.
 //
+// A case's would is what enforcement would have said: in audit mode
+// (enforcement: audit) and learning mode (allow_all) it differs from expect.
+//
 // Invariants:
 //   - An unknown key, a bad value or a case that could not be judged is an
 //     error of the file, never a passed case.

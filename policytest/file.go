@@ -61,6 +61,7 @@ type testCase struct {
 	At      time.Time `yaml:"at"`
 	Request request   `yaml:"request"`
 	Expect  string    `yaml:"expect"`
+	Would   string    `yaml:"would"` // what enforcement would have said
 	Layer   string    `yaml:"layer"`
 	Rule    *int      `yaml:"rule"`
 }

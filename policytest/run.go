@@ -78,10 +78,17 @@ func compare(c testCase, d rules.Decision) (want, got string, err error) {
 	if c.Expect != "allow" && c.Expect != "deny" {
 		return "", "", fmt.Errorf("expect: %q: want allow or deny", c.Expect)
 	}
-	want, got = c.Expect, "deny"
-	if d.Verdict != rules.Deny {
-		// Inspect: the connection is let in, to be looked at.
-		got = "allow"
+	want, got = c.Expect, word(d.Verdict)
+	if c.Would != "" {
+		if c.Would != "allow" && c.Would != "deny" {
+			return "", "", fmt.Errorf("would: %q: want allow or deny", c.Would)
+		}
+		would := d.Verdict
+		if d.Would != nil {
+			would = d.Would.Verdict
+		}
+		want += ", would " + c.Would
+		got += ", would " + word(would)
 	}
 	if c.Layer != "" {
 		want += " by " + c.Layer
@@ -97,6 +104,13 @@ func compare(c testCase, d rules.Decision) (want, got string, err error) {
 		got += rule
 	}
 	return want, got, nil
+}
+
+func word(v rules.Verdict) string {
+	if v == rules.Deny {
+		return "deny"
+	}
+	return "allow" // Inspect: the connection is let in, to be looked at
 }
 
 // situation is what a file's cases share.
