@@ -197,7 +197,7 @@ func (s *Server) endSession(ctx context.Context, in *idPath) (*struct{}, error) 
 }
 
 func (s *Server) heartbeat(ctx context.Context, in *struct {
-	idPath
+	ID   string `path:"id"`
 	Body HeartbeatRequest
 }) (*out[Heartbeat], error) {
 	expires, err := s.Conductor.Heartbeat(ctx, in.ID, time.Duration(in.Body.TTLSeconds)*time.Second)
@@ -227,7 +227,7 @@ func (s *Server) addRule(ctx context.Context, in *in[RuleRequest]) (*out[Rule], 
 }
 
 func (s *Server) updateRule(ctx context.Context, in *struct {
-	idPath
+	ID   string `path:"id"`
 	Body RuleRequest
 }) (*out[Rule], error) {
 	r, err := s.ruleFrom(in.Body)
