@@ -62,7 +62,7 @@ def talk(kind, host, port, source=None):
     s = socket.socket(family, kind); s.settimeout(3)
     try:
         if source: s.bind((source, 0))
-        s.connect((host, port)); s.send(b"x")
+        s.connect((host, *port) if isinstance(port, tuple) else (host, port)); s.send(b"x")
         return s.recv(200).decode()
     except socket.timeout: return "timeout"
     except OSError as e: return e.strerror
@@ -102,6 +102,12 @@ func TestCapture(t *testing.T) {
 	} {
 		if got := l.python("ct", talk+"print(talk("+c.call+"))"); got != c.want {
 			t.Errorf("%s: got %q, want %q", c.call, got, c.want)
+		}
+	}
+	// Link-local destinations cannot be redirected; they are refused, not lost.
+	for _, port := range []string{"53", "80"} {
+		if got := l.python("ct", talk+`print(talk(TCP, "fe80::1", (`+port+`, 0, socket.if_nametoindex("eth0"))))`); got != "Connection refused" {
+			t.Errorf("TCP to port %s of a link-local address: %q", port, got)
 		}
 	}
 	if out, err := l.try("ct", "ping -c1 -W3 198.51.100.1"); err == nil {

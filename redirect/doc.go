@@ -20,6 +20,7 @@
 //		set uplinks { type iface_index; }       # lo, and what leads outside
 //		chain capture_output {                  # before Docker's at -100
 //			type nat hook output priority -150;
+//			ip6 daddr fe80::/10 accept          # cannot be redirected; refused below
 //			udp dport 53 redirect to :DNSUDP    # 127.0.0.11 and lo included
 //			tcp dport 53 redirect to :DNSTCP
 //			fib daddr type local accept         # the container's own addresses

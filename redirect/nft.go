@@ -87,6 +87,17 @@ func ip4Dst(a netip.Addr) []expr.Any {
 	}
 }
 
+// toLinkLocal6 matches the IPv6 destinations fe80::/10 (RFC 8200: offset 24).
+func toLinkLocal6() []expr.Any {
+	mask, prefix := [16]byte{0xff, 0xc0}, [16]byte{0xfe, 0x80}
+	return []expr.Any{
+		meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV6}),
+		payload(expr.PayloadBaseNetworkHeader, 24, 16),
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 16, Mask: mask[:], Xor: make([]byte, 16)},
+		equal(prefix[:]),
+	}
+}
+
 // icmp6Type matches the ICMPv6 type (RFC 4443: offset 0).
 func icmp6Type(kind byte) []expr.Any {
 	return match(l4proto(unix.IPPROTO_ICMPV6), []expr.Any{

@@ -47,12 +47,16 @@ func newRuleset(p ports) ruleset {
 }
 
 // captureOutput redirects what the container's own programs send. There is no
-// exemption by mark: any program with CAP_NET_RAW can set one.
+// exemption by mark: any program with CAP_NET_RAW can set one. IPv6 link-local
+// destinations are not redirected: they bind the socket to an interface by which
+// lo is not reached, and redirected packets would be lost without a word. Left
+// alone they are refused at once.
 func captureOutput(p ports) chain {
 	return chain{
 		name: "capture_output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput,
 		priority: natPriority, policy: nftables.ChainPolicyAccept,
 		rules: []rule{
+			{"ip6 daddr fe80::/10 accept", match(toLinkLocal6(), verdict(expr.VerdictAccept))},
 			{fmt.Sprintf("udp dport 53 redirect to :%d", p.dnsUDP), match(dport(unix.IPPROTO_UDP, 53), redirectTo(p.dnsUDP))},
 			{fmt.Sprintf("tcp dport 53 redirect to :%d", p.dnsTCP), match(dport(unix.IPPROTO_TCP, 53), redirectTo(p.dnsTCP))},
 			{"fib daddr type local accept", match(toLocal(), verdict(expr.VerdictAccept))},
