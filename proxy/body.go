@@ -22,10 +22,16 @@ type body struct {
 	ended   bool
 	inside  bool // chunked: in a chunk, or behind it before its line end
 	limits  *RelayLimits
+	held    []byte  // read before, given again ahead of the rest
 	trailer []field // chunked, after io.EOF
 }
 
 func (b *body) Read(p []byte) (int, error) {
+	if len(b.held) > 0 {
+		n := copy(p, b.held)
+		b.held = b.held[n:]
+		return n, nil
+	}
 	if b.ended {
 		return 0, io.EOF
 	}
@@ -55,6 +61,14 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	n, err := b.br.Read(p)
 	b.left -= int64(n)
+	if b.chunked && b.left == 0 && b.br.Buffered() >= 2 {
+		// The line end goes with its chunk: what is buffered afterwards is
+		// there to be read, which copyTo takes for a reason not to flush.
+		if end, _ := b.br.Peek(2); string(end) == "\r\n" {
+			b.br.Discard(2)
+			b.inside = false
+		}
+	}
 	return n, broke(err)
 }
 

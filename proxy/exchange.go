@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,23 +134,22 @@ func (e *exchange) cut(d rules.Decision) {
 func (r *Relay) Rejudge() {
 	r.init()
 	r.generation.Add(1)
-	r.mu.Lock()
-	conns := make([]*intercepted, 0, len(r.conns))
-	for c := range r.conns {
-		conns = append(conns, c)
+	for _, e := range r.exchanges() {
+		e.rejudge()
 	}
+}
+
+// exchanges returns what is under way.
+func (r *Relay) exchanges() (live []*exchange) {
+	r.mu.Lock()
+	conns := slices.Collect(maps.Keys(r.conns))
 	r.mu.Unlock()
 	for _, c := range conns {
 		c.mu.Lock()
-		live := make([]*exchange, 0, len(c.live))
-		for e := range c.live {
-			live = append(live, e)
-		}
+		live = slices.AppendSeq(live, maps.Keys(c.live))
 		c.mu.Unlock()
-		for _, e := range live {
-			e.rejudge()
-		}
 	}
+	return live
 }
 
 func (e *exchange) rejudge() {
@@ -219,7 +220,7 @@ func eventOf(c *intercepted, facts rules.Request, d rules.Decision, session stri
 		Transport:     string(rules.TCP),
 		Operations:    facts.Operations,
 	}
-	if c.graphQL(d) {
+	if c.graphQL(d) || len(facts.Operations) > 0 {
 		ev.Type = audit.GraphQL
 	}
 	if facts.Addr.IsValid() {
@@ -228,6 +229,7 @@ func eventOf(c *intercepted, facts rules.Request, d rules.Decision, session stri
 	if facts.HTTP != nil {
 		ev.Method = facts.HTTP.Method
 		ev.Path = pathOf(d, facts)
+		ev.Upgrade = facts.HTTP.Upgrade
 	}
 	if facts.Program != nil {
 		ev.Binary = facts.Program.Path

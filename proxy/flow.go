@@ -143,7 +143,7 @@ func (s *Server) rejudge(ctx context.Context, f *flow) (goesOn bool) {
 	switch {
 	case d.Verdict == rules.Deny:
 		f.cut(d)
-	case d.Verdict == rules.Inspect && !relayed:
+	case d.Verdict == rules.Inspect && !relayed && d.Layer != rules.AllowAll: // learning only looks
 		d.Verdict = rules.Deny
 		d.Reason = "the policy changed and the connection would have to be inspected from its start: " + d.Reason
 		f.cut(d)
@@ -371,7 +371,9 @@ func hostOf(d rules.Decision, r rules.Request) string {
 	switch claimed := r.Claim.Name; {
 	case claimed != "" && (r.Claim.Proven || slices.Contains(r.Names, claimed)):
 		return claimed
-	case claimed == "" && len(r.Names) == 1:
+	case claimed == "" && len(r.Names) == 1 && r.Claim.Kind != rules.ClaimTLS && r.Claim.Kind != rules.ClaimHTTP:
+		// Where TLS or HTTP has a place for the name and says none, a rule
+		// for the name would not let it pass.
 		return r.Names[0]
 	}
 	return ""

@@ -15,7 +15,7 @@ import (
 const maxInformational = 32
 
 // forward sends an allowed request on and its response back.
-func (h *http1) forward(ctx context.Context, e *exchange, head *requestHead, r ruling, b *body) (goesOn bool) {
+func (h *http1) forward(ctx context.Context, e *exchange, head *requestHead, r *ruling, b *body) (goesOn bool) {
 	streams := head.hasBody() && !r.rewritten
 	for {
 		u, err := h.connection(ctx)
@@ -24,10 +24,11 @@ func (h *http1) forward(ctx context.Context, e *exchange, head *requestHead, r r
 		}
 		again := u.used && !streams && !r.rewritten && idempotent(head.method)
 		u.used = true
-		h.writeRequest(u.bw, head, r, nil)
+		h.writeRequest(u.bw, head, *r, nil)
 		if !streams {
 			err = u.bw.Flush()
 		}
+		h.c.relay.giveBack(r)
 		var answered bool
 		if err == nil {
 			goesOn, answered, err = h.converse(e, head, b, u, streams)

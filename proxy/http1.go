@@ -132,21 +132,22 @@ func (h *http1) request(ctx context.Context, e *exchange, head *requestHead) (go
 		a.body = &wanted{h: h, b: b, expected: head.expects}
 	}
 	r := e.rule(ctx, a)
-	defer h.c.relay.buffered.give(r.taken)
+	defer h.c.relay.giveBack(&r)
 	if r.Verdict != rules.Allow {
 		if r.status == 0 && r.Malformed || head.method == "CONNECT" {
 			head.persists = false
 		}
 		return h.answer(e.refusal(r), head, h.rest(head, b))
 	}
-	if r.rewritten {
+	if r.rewritten || r.held != nil {
 		h.unstall()
 		head.expects = false
 	}
+	b.held = r.held
 	if head.upgrade != "" {
 		return h.webSocket(ctx, e, head, r)
 	}
-	return h.forward(ctx, e, head, r, b)
+	return h.forward(ctx, e, head, &r, b)
 }
 
 // rest brings the connection behind the body of a refused request, if that is

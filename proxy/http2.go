@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -98,12 +99,18 @@ func (h *http2Conn) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	defer h.c.relay.requests.leave()
 	r := h.rule(ctx, e, req)
-	defer h.c.relay.buffered.give(r.taken)
+	defer h.c.relay.giveBack(&r)
 	if r.Verdict != rules.Allow {
 		h.answer(w, req, e.refusal(r))
 		return
 	}
-	h.forward(ctx, e, w, req, r)
+	if r.held != nil {
+		req.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(r.held), req.Body), req.Body}
+	}
+	h.forward(ctx, e, w, req, &r)
 }
 
 // rule judges a stream's request.
@@ -152,7 +159,7 @@ func utterable(authority string) bool {
 }
 
 // forward sends an allowed request on and its response back.
-func (h *http2Conn) forward(ctx context.Context, e *exchange, w http.ResponseWriter, req *http.Request, r ruling) {
+func (h *http2Conn) forward(ctx context.Context, e *exchange, w http.ResponseWriter, req *http.Request, r *ruling) {
 	up, err := h.connection(ctx)
 	if err != nil {
 		e.unreachable(err)
@@ -168,7 +175,8 @@ func (h *http2Conn) forward(ctx context.Context, e *exchange, w http.ResponseWri
 		clear(w.Header())
 		return nil
 	}}
-	res, err := up.RoundTrip(h.outgoing(httptrace.WithClientTrace(ctx, trace), e, req, r))
+	res, err := up.RoundTrip(h.outgoing(httptrace.WithClientTrace(ctx, trace), e, req, *r))
+	h.c.relay.giveBack(r)
 	if err != nil {
 		if req.Context().Err() != nil || ctx.Err() != nil {
 			e.fail("broken off before the server answered")

@@ -42,6 +42,7 @@ func (s *Server) inspect(ctx context.Context, f *flow, dst netip.AddrPort) {
 	if f.judgedAt() != s.generation.Load() && !s.rejudge(ctx, f) {
 		return
 	}
+	s.learnProgram(ctx, f)()
 	in := Inspected{
 		Client:   &replayed{Conn: f.c, f: f},
 		Request:  f.facts(s.now()),

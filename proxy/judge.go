@@ -33,9 +33,10 @@ type ruling struct {
 	// rewritten: body is what to send instead of the request's own.
 	rewritten bool
 	body      []byte
-	taken     int64 // of the budget for buffered bytes; to be given back
-	grpc      bool  // the client expects gRPC's form of a refusal
-	status    int   // of the refusal; 0: what the decision says
+	held      []byte // of the request's body, read and still to be sent ahead of the rest
+	taken     int64  // of the budget for buffered bytes; to be given back
+	grpc      bool   // the client expects gRPC's form of a refusal
+	status    int    // of the refusal; 0: what the decision says
 }
 
 // rule judges a request. It reads the body only if a rule needs it.
@@ -86,6 +87,9 @@ func (e *exchange) rule(ctx context.Context, a asked) ruling {
 		switch {
 		case messageMethod(method) || d.Malformed:
 			return r.refuse(e, malformed("a header field overrides the method with "+strconv.Quote(method)))
+		case d.Verdict == rules.Inspect:
+			d.Reason = "a header field overrides the method " + a.method + " with " + method + ", and the body is read as one or the other"
+			return r.refuse(e, d)
 		case d.Verdict != rules.Allow:
 			d.Reason = "a header field overrides the method " + a.method + ": " + d.Reason
 			return r.refuse(e, d)
@@ -100,6 +104,9 @@ func (e *exchange) rule(ctx context.Context, a asked) ruling {
 	}
 	if r.Verdict == rules.Allow && a.upgrade != "" && a.upgrade != "websocket" {
 		return r.refuse(e, deny(rules.Default, "an upgrade to %q cannot be inspected and is never relayed", a.upgrade))
+	}
+	if learns(r.Decision) {
+		return e.observe(ctx, a, r, strings.Join(types, ", "), strings.Join(encodings, ", "))
 	}
 	return r
 }
@@ -165,6 +172,12 @@ func unreadable(d rules.Decision, what string, err error) rules.Decision {
 func (r ruling) refuse(e *exchange, d rules.Decision) ruling {
 	r.Decision = e.refuse(d)
 	return r
+}
+
+// giveBack ends the hold on a body that was sent on, or will not be.
+func (r *Relay) giveBack(held *ruling) {
+	r.buffered.give(held.taken)
+	held.taken, held.body = 0, nil
 }
 
 func malformed(why string) rules.Decision {

@@ -64,6 +64,7 @@ type Server struct {
 	limits  Limits
 	gauges  gauges
 	stores  stores
+	lookups chan struct{} // one element for each program looked for in learning mode
 	now     func() time.Time
 	connect func(context.Context, netip.AddrPort) (*net.TCPConn, error)
 	log     *slog.Logger
@@ -90,6 +91,7 @@ func (s *Server) init() {
 		s.gauges.init(s.limits)
 		s.stores.init(s.limits.Pipes)
 		s.flows = make(map[uint64]*flow)
+		s.lookups = make(chan struct{}, learnLookups)
 		if s.now = s.Now; s.now == nil {
 			s.now = time.Now
 		}

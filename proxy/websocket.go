@@ -28,7 +28,8 @@ type webSocket struct {
 	e              *exchange
 	client, server *websocket.Conn
 	target         string
-	messages       int64 // from the client, sent on
+	messages       int64    // from the client, sent on
+	seen           []string // kinds of messages that learning mode has recorded
 }
 
 // webSocket relays an allowed upgrade and what follows.
@@ -306,6 +307,9 @@ func (ws *webSocket) message(ctx context.Context, kind websocket.MessageType, me
 	case rules.Deny:
 		return ws.deny(m)
 	case rules.Allow:
+		if learns(d) {
+			return ws.learn(ctx, m, facts, kind, message)
+		}
 		if d.Audit {
 			m.record()
 		}
