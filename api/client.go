@@ -146,6 +146,22 @@ func (c *Client) UninstallCA(ctx context.Context, container string) error {
 	return c.call(ctx, "DELETE", "/v1/ca/"+url.PathEscape(container), nil, nil)
 }
 
+// SetPolicy puts a document into the global layer, in place of the one of that
+// name if there is one.
+func (c *Client) SetPolicy(ctx context.Context, name, text string) (p Policy, err error) {
+	return p, c.call(ctx, "PUT", "/v1/policies/"+url.PathEscape(name), PolicyRequest{Policy: PolicyString(text)}, &p)
+}
+
+// Policies lists the documents of the global layer.
+func (c *Client) Policies(ctx context.Context) (list []Policy, err error) {
+	return list, c.call(ctx, "GET", "/v1/policies", nil, &list)
+}
+
+// DeletePolicy takes a document out of the global layer.
+func (c *Client) DeletePolicy(ctx context.Context, name string) error {
+	return c.call(ctx, "DELETE", "/v1/policies/"+url.PathEscape(name), nil, nil)
+}
+
 // EventQuery selects events. Zero values do not filter.
 type EventQuery struct {
 	Container string
@@ -177,8 +193,8 @@ func (c *Client) Events(ctx context.Context, q EventQuery) (page EventPage, err 
 	return page, c.call(ctx, "GET", "/v1/events?"+q.values().Encode(), nil, &page)
 }
 
-// Follow calls each for every event after the one with id after (0: from now
-// on), until ctx ends, each fails, or the daemon goes away.
+// Follow calls each for every event after the one with id after (0: after
+// q.Cursor, else at q.Since, else from now on), until ctx ends, each fails, or the daemon goes away.
 func (c *Client) Follow(ctx context.Context, q EventQuery, after int64, each func(audit.Event) error) error {
 	req, err := http.NewRequestWithContext(ctx, "GET", "http://weir/v1/events/stream?"+q.values().Encode(), nil)
 	if err != nil {

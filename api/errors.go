@@ -9,6 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"weir/session"
+	"weir/store"
 )
 
 // answer turns an error into an RFC 9457 problem document: the one place
@@ -29,6 +30,8 @@ func answer(err error) error {
 		case session.Unavailable:
 			return huma.Error503ServiceUnavailable(err.Error())
 		}
+	case errors.Is(err, store.ErrNotFound): // gone since it was looked up
+		return huma.Error404NotFound(err.Error())
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return huma.Error503ServiceUnavailable(err.Error())
 	}

@@ -2,8 +2,7 @@ package api
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -97,6 +96,10 @@ func (s *Server) routes(api huma.API) {
 	route(api, "PUT", "/v1/rules/{id}", "Replace a global rule", s.updateRule)
 	route(api, "DELETE", "/v1/rules/{id}", "Remove a global rule", s.deleteRule)
 
+	route(api, "GET", "/v1/policies", "Policy documents of the global layer", s.policies)
+	route(api, "PUT", "/v1/policies/{name}", "Set a policy document of the global layer", s.setPolicy)
+	route(api, "DELETE", "/v1/policies/{name}", "Take a policy document out of the global layer", s.deletePolicy)
+
 	route(api, "GET", "/v1/policy/{container}", "What holds for a container now", s.policy)
 	route(api, "POST", "/v1/explain", "What would be decided now, and why", s.explain)
 	route(api, "GET", "/v1/dns/{container}", "Names that a container resolved and that still count", s.names)
@@ -150,7 +153,7 @@ func (s *Server) createSession(ctx context.Context, in *in[SessionRequest]) (*ou
 	b := in.Body
 	spec := session.Spec{
 		ID: b.ID, Container: b.Container, AllowAll: b.AllowAll, Labels: b.Labels,
-		TTL: time.Duration(b.TTLSeconds) * time.Second,
+		TTL: seconds(b.TTLSeconds),
 	}
 	for _, r := range b.NetworkRules {
 		spec.Rules = append(spec.Rules, rules.Rule{
@@ -159,24 +162,17 @@ func (s *Server) createSession(ctx context.Context, in *in[SessionRequest]) (*ou
 		})
 	}
 	var err error
-	if spec.Policy, err = policyText(b.Policy); err != nil {
+	if spec.Policy, err = b.Policy.text(); err != nil {
 		return nil, huma.Error422UnprocessableEntity(err.Error())
 	}
 	made, err := s.Conductor.CreateSession(ctx, spec)
 	return created(sessionOf(made), err)
 }
 
-// policyText takes a policy document as a JSON object, or as text in a string.
-func policyText(p any) ([]byte, error) {
-	switch p := p.(type) {
-	case nil:
-		return nil, nil
-	case string:
-		return []byte(p), nil
-	case map[string]any:
-		return json.Marshal(p)
-	}
-	return nil, fmt.Errorf("policy: want an object, or a string that holds YAML or JSON")
+// seconds is n seconds, or the longest duration there is.
+func seconds(n int64) time.Duration {
+	const most = int64(math.MaxInt64 / time.Second)
+	return time.Duration(max(min(n, most), -most)) * time.Second
 }
 
 func (s *Server) sessions(context.Context, *struct{}) (*out[[]Session], error) {
@@ -198,9 +194,13 @@ func (s *Server) endSession(ctx context.Context, in *idPath) (*struct{}, error) 
 
 func (s *Server) heartbeat(ctx context.Context, in *struct {
 	ID   string `path:"id"`
-	Body HeartbeatRequest
+	Body *HeartbeatRequest
 }) (*out[Heartbeat], error) {
-	expires, err := s.Conductor.Heartbeat(ctx, in.ID, time.Duration(in.Body.TTLSeconds)*time.Second)
+	var ttl time.Duration
+	if in.Body != nil {
+		ttl = seconds(in.Body.TTLSeconds)
+	}
+	expires, err := s.Conductor.Heartbeat(ctx, in.ID, ttl)
 	return ok(Heartbeat{ID: in.ID, ExpiresAt: expires}, err)
 }
 
@@ -255,7 +255,7 @@ func (s *Server) ruleFrom(b RuleRequest) (rules.Rule, error) {
 	case b.ExpiresInSeconds < 0:
 		return r, huma.Error422UnprocessableEntity("expires_in_seconds: want at least 1")
 	case b.ExpiresInSeconds > 0:
-		r.Expires = s.Now().Add(time.Duration(b.ExpiresInSeconds) * time.Second)
+		r.Expires = s.Now().Add(seconds(b.ExpiresInSeconds))
 	case b.ExpiresAt != nil:
 		r.Expires = *b.ExpiresAt
 	}
@@ -264,6 +264,37 @@ func (s *Server) ruleFrom(b RuleRequest) (rules.Rule, error) {
 
 func (s *Server) deleteRule(ctx context.Context, in *idPath) (*struct{}, error) {
 	return nil, answer(s.Conductor.DeleteRule(ctx, in.ID))
+}
+
+func (s *Server) policies(context.Context, *struct{}) (*out[[]Policy], error) {
+	list := []Policy{}
+	for _, p := range s.Conductor.Policies() {
+		list = append(list, policyOf(p))
+	}
+	return ok(list, nil)
+}
+
+type namePath struct {
+	Name string `path:"name"`
+}
+
+func (s *Server) setPolicy(ctx context.Context, in *struct {
+	Name string `path:"name"`
+	Body PolicyRequest
+}) (*out[Policy], error) {
+	text, err := in.Body.Policy.text()
+	if err != nil {
+		return nil, huma.Error422UnprocessableEntity(err.Error())
+	}
+	p, isNew, err := s.Conductor.SetPolicy(ctx, in.Name, text)
+	if isNew {
+		return created(policyOf(p), err)
+	}
+	return ok(policyOf(p), err)
+}
+
+func (s *Server) deletePolicy(ctx context.Context, in *namePath) (*struct{}, error) {
+	return nil, answer(s.Conductor.DeletePolicy(ctx, in.Name))
 }
 
 func (s *Server) policy(ctx context.Context, in *containerPath) (*out[EffectivePolicy], error) {
@@ -320,8 +351,9 @@ func (s *Server) uninstallCA(ctx context.Context, in *containerPath) (*struct{},
 	return nil, answer(s.Conductor.UninstallCA(ctx, in.Container))
 }
 
-// eventParams select events; see audit.Filter.
-type eventParams struct {
+// EventParams are the parameters that select events; see audit.Filter. It is
+// exported because parameters of an embedded type are found only then.
+type EventParams struct {
 	Container string    `query:"container" doc:"id or name"`
 	Verdict   string    `query:"verdict" enum:"allow,deny"`
 	Type      string    `query:"type" enum:"dns,connect,http,graphql,lifecycle,tamper,limit"`
@@ -330,18 +362,34 @@ type eventParams struct {
 	Limit     int       `query:"limit" minimum:"1" maximum:"10000" default:"100"`
 }
 
-func (p eventParams) filter() (audit.Filter, error) {
-	f := audit.Filter{Container: p.Container, Verdict: p.Verdict, Type: audit.Type(p.Type), Since: p.Since, Limit: p.Limit}
-	if p.Cursor != "" {
-		var err error
-		if f.Cursor, err = strconv.ParseInt(p.Cursor, 10, 64); err != nil {
-			return f, huma.Error422UnprocessableEntity(fmt.Sprintf("cursor %q: want the next_cursor of an earlier answer", p.Cursor))
-		}
+// Resolve checks the cursor before anything is answered.
+func (p *EventParams) Resolve(huma.Context) []error {
+	if _, err := p.filter(); err != nil {
+		return []error{err}
 	}
-	return f, nil
+	return nil
 }
 
-func (s *Server) events(ctx context.Context, in *eventParams) (*out[EventPage], error) {
+func (p *EventParams) filter() (audit.Filter, error) {
+	f := audit.Filter{Container: p.Container, Verdict: p.Verdict, Type: audit.Type(p.Type), Since: p.Since, Limit: p.Limit}
+	var err error
+	f.Cursor, err = eventID("query.cursor", p.Cursor)
+	return f, err
+}
+
+// eventID reads the id of an event as it stands in a cursor; "" is 0.
+func eventID(location, text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	id, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || id < 0 {
+		return 0, &huma.ErrorDetail{Location: location, Message: "want the id of an event, or the next_cursor of an earlier answer", Value: text}
+	}
+	return id, nil
+}
+
+func (s *Server) events(ctx context.Context, in *EventParams) (*out[EventPage], error) {
 	f, err := in.filter()
 	if err != nil {
 		return nil, err

@@ -100,26 +100,47 @@ func (s *Server) Handler() http.Handler {
 	}
 	s.started = s.Now()
 	mux := http.NewServeMux()
+	s.register(mux)
+	if s.Metrics != nil {
+		mux.Handle("GET /metrics", s.Metrics.handler(s.Conductor, s.Log))
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if methods := methodsOf(mux, r); len(methods) > 0 {
+			w.Header().Set("Allow", strings.Join(methods, ", "))
+			writeProblem(w, http.StatusMethodNotAllowed, fmt.Sprintf("no %s of %s; there is %s", r.Method, r.URL.Path, strings.Join(methods, ", ")))
+			return
+		}
+		writeProblem(w, http.StatusNotFound, fmt.Sprintf("no %s %s here; the API is described by GET /openapi.json", r.Method, r.URL.Path))
+	})
+	return checkWrites(mux)
+}
+
+// methodsOf lists the methods that a path has handlers for.
+func methodsOf(mux *http.ServeMux, r *http.Request) (methods []string) {
+	for _, method := range []string{"GET", "POST", "PUT", "DELETE"} {
+		other := r.Clone(r.Context())
+		other.Method = method
+		if _, pattern := mux.Handler(other); pattern != "/" {
+			methods = append(methods, method)
+		}
+	}
+	return methods
+}
+
+// register puts the API's routes on mux.
+func (s *Server) register(mux *http.ServeMux) huma.API {
 	config := huma.DefaultConfig("Weir", "1")
 	config.Info.Description = "Egress firewall for containers: attachments, sessions, rules, explanations and the audit trail."
 	config.DocsPath, config.SchemasPath = "", ""
 	config.CreateHooks = nil // no $schema links in answers
 	api := humago.New(mux, config)
 	s.routes(api)
-	if s.Metrics != nil {
-		mux.Handle("GET /metrics", s.Metrics.handler(s.Conductor, s.Log))
-	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		writeProblem(w, http.StatusNotFound, fmt.Sprintf("no %s %s here; the API is described by GET /openapi.json", r.Method, r.URL.Path))
-	})
-	return checkWrites(mux)
+	return api
 }
 
 // OpenAPI returns the description of the API as indented JSON.
 func (s *Server) OpenAPI() ([]byte, error) {
-	api := humago.New(http.NewServeMux(), huma.DefaultConfig("Weir", "1"))
-	s.routes(api)
-	return json.MarshalIndent(api.OpenAPI(), "", "  ")
+	return json.MarshalIndent(s.register(http.NewServeMux()).OpenAPI(), "", "  ")
 }
 
 // checkWrites refuses what a browser can be made to send without asking.

@@ -69,7 +69,7 @@ type SessionRequest struct {
 	TTLSeconds   int64             `json:"ttl_seconds,omitempty" doc:"default 900, at most 86400"`
 	AllowAll     bool              `json:"allow_all,omitempty" doc:"learning mode: let everything pass and record it"`
 	NetworkRules []SessionRule     `json:"network_rules,omitempty"`
-	Policy       any               `json:"policy,omitempty" doc:"a policy document, as an object or as YAML in a string"`
+	Policy       PolicyText        `json:"policy,omitempty" doc:"a policy document, as an object or as YAML in a string"`
 	Labels       map[string]string `json:"labels,omitempty"`
 }
 
@@ -185,15 +185,45 @@ type Problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
+	// Errors say what is wrong with which part of a request.
+	Errors []ProblemPart `json:"errors,omitempty"`
+}
+
+// ProblemPart is one mistake in a request.
+type ProblemPart struct {
+	Message  string `json:"message"`
+	Location string `json:"location,omitempty" doc:"such as body.network_rules[0].ports"`
 }
 
 // Error makes a Problem an error: its detail, which names what was wrong and
-// what to do.
+// what to do, and the parts of the request that were wrong.
 func (p *Problem) Error() string {
-	if p.Detail != "" {
-		return p.Detail
+	text := p.Detail
+	if text == "" {
+		text = p.Title
 	}
-	return p.Title
+	for i, part := range p.Errors {
+		text += map[bool]string{true: ": ", false: "; "}[i == 0]
+		if part.Location != "" {
+			text += part.Location + ": "
+		}
+		text += part.Message
+	}
+	return text
+}
+
+// PolicyRequest sets a document of the global layer.
+type PolicyRequest struct {
+	Policy PolicyText `json:"policy" doc:"a policy document, as an object or as YAML in a string"`
+}
+
+// Policy is a policy document of the global layer.
+type Policy struct {
+	Name      string    `json:"name"`
+	Text      string    `json:"text" doc:"as it was given, YAML or JSON"`
+	Rules     int       `json:"rules" doc:"how many rules and endpoints it has"`
+	UpdatedAt time.Time `json:"updated_at"`
+	Warnings  []string  `json:"warnings,omitempty"`
 }
 
 // EventPage is the answer to GET /v1/events.

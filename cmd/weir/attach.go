@@ -72,7 +72,7 @@ func (f *sessionFlags) request(container string) (api.SessionRequest, error) {
 		if _, _, err := rules.ParseDocument(f.policy, text); err != nil {
 			return r, err
 		}
-		r.Policy = string(text)
+		r.Policy = api.PolicyString(string(text))
 	}
 	return r, nil
 }

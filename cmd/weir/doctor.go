@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -87,10 +86,7 @@ func (c *common) examine(ctx context.Context) []finding {
 	}
 	daemon := finding{What: "daemon: " + c.socket, OK: true}
 	if h, err := c.client().Health(ctx); err != nil {
-		daemon.OK, daemon.Detail = false, err.Error()
-		if errors.Is(err, os.ErrNotExist) {
-			daemon.Fix = "start it: sudo weir serve"
-		}
+		daemon.OK, daemon.Detail, daemon.Fix = false, "does not answer", err.Error()
 	} else {
 		daemon.Detail = fmt.Sprintf("version %s, %d attached", h.Version, h.Attachments)
 	}

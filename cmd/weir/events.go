@@ -52,6 +52,9 @@ func newEvents(c *common) *cobra.Command {
 			if !follow {
 				return nil
 			}
+			if last == 0 {
+				q.Cursor = "0" // nothing so far; what came since then is not to be missed
+			}
 			return client.Follow(ctx, q, last, write)
 		},
 	}

@@ -87,6 +87,13 @@ network or environment.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage("%w (see '%s --help')", err, cmd.CommandPath())
 	})
+	root.Args = cobra.ArbitraryArgs
+	root.RunE = func(cmd *cobra.Command, given []string) error {
+		if len(given) == 0 {
+			return cmd.Help()
+		}
+		return usage("unknown command %q (see 'weir --help')", given[0])
+	}
 	root.AddCommand(
 		newServe(c), newAttach(c), newDetach(c), newPs(c), newSession(c), newRule(c), newPolicy(c), newCA(c),
 		newTest(c), newExplain(c), newEvents(c), newDNS(c), newDoctor(c), newVersion(c), newOCIRuntime(c), newOCIHook(c),
