@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -88,7 +89,7 @@ func (r *Recorder) accept(c net.Conn, config *tls.Config, h1 *handed) {
 		return
 	}
 	if t.ConnectionState().NegotiatedProtocol == "h2" {
-		new(http2.Server).ServeConn(&recorded{t, r}, &http2.ServeConnOpts{Handler: r})
+		new(http2.Server).ServeConn(&recorded{t, r}, &http2.ServeConnOpts{Handler: r, BaseConfig: &http.Server{ErrorLog: log.New(io.Discard, "", 0)}})
 		return
 	}
 	h1.conns <- &recorded{t, r}
@@ -280,6 +281,24 @@ func refusal(t testing.TB, body string) Refusal {
 	return r
 }
 
+// refusals waits until n events match and returns them; more than n is an error.
+func (w *Weir) refusals(container, kind string, n int, match func(Event) bool) (found []Event) {
+	w.t.Helper()
+	eventually(w.t, fmt.Sprintf("%d events of %s", n, container), func() bool {
+		found = nil
+		for _, e := range w.events(container, "--type", kind) {
+			if match(e) {
+				found = append(found, e)
+			}
+		}
+		return len(found) >= n
+	})
+	if len(found) > n {
+		w.t.Errorf("%d events, want %d: %+v", len(found), n, found)
+	}
+	return found
+}
+
 // operation finds an event that names an operation with the field.
 func (e Event) operation(kind, field string) bool {
 	for _, op := range e.Operations {
@@ -319,3 +338,8 @@ var (
 	npmDir  string
 	npmErr  error
 )
+
+// serverConfig is TLS for a server with these names.
+func serverConfig(a *Authority, names ...string) *tls.Config {
+	return &tls.Config{Certificates: []tls.Certificate{a.certificate(names...)}}
+}
