@@ -9,21 +9,21 @@ import (
 // Each client fails while no rule allows it, and works with exactly one.
 func TestEachClientWorksWithOneRule(t *testing.T) {
 	o := newOutside(t)
-	o.addName("v4.example", "203.0.113.10")
+	o.addName("v4.example", "198.51.100.10")
 	o.addName("v6.example", "2001:db8:77::10")
-	o.addName("both.example", "203.0.113.10", "2001:db8:77::10")
-	o.addName("mail.example", "203.0.113.25")
+	o.addName("both.example", "198.51.100.10", "2001:db8:77::10")
+	o.addName("mail.example", "198.51.100.25")
 	ca := newAuthority(t)
-	cert := ca.certificate("v4.example", "v6.example", "both.example", "203.0.113.10", "2001:db8:77::10")
-	for _, address := range []string{"203.0.113.10", "[2001:db8:77::10]"} {
+	cert := ca.certificate("v4.example", "v6.example", "both.example", "198.51.100.10", "2001:db8:77::10")
+	for _, address := range []string{"198.51.100.10", "[2001:db8:77::10]"} {
 		o.serveHTTP(address+":80", greet(address))
 		o.serveHTTP(address+":443", greet(address), cert)
 	}
 	git := gitServer(t)
-	o.addName("git.example", "203.0.113.20")
-	o.serveHTTP("203.0.113.20:80", git)
-	o.serveHTTP("203.0.113.20:443", git, ca.certificate("git.example"))
-	o.serve("203.0.113.25:25", mailServer)
+	o.addName("git.example", "198.51.100.20")
+	o.serveHTTP("198.51.100.20:80", git)
+	o.serveHTTP("198.51.100.20:443", git, ca.certificate("git.example"))
+	o.serve("198.51.100.25:25", mailServer)
 
 	w := startWeir(t, "")
 	box := newBox(t, "--network", newNetwork(t, "--ipv6", "--subnet", "fd00:77:2::/64"))
@@ -48,18 +48,18 @@ func TestEachClientWorksWithOneRule(t *testing.T) {
 		command    []string
 		want       string
 	}{
-		{"curl, IPv4, HTTP", "v4.example:80", curl("http://v4.example/"), "hello v4.example at 203.0.113.10 by HTTP/1.1"},
-		{"curl, IPv4, HTTPS", "v4.example:443", curl("https://v4.example/"), "at 203.0.113.10 by HTTP/2.0"},
+		{"curl, IPv4, HTTP", "v4.example:80", curl("http://v4.example/"), "hello v4.example at 198.51.100.10 by HTTP/1.1"},
+		{"curl, IPv4, HTTPS", "v4.example:443", curl("https://v4.example/"), "at 198.51.100.10 by HTTP/2.0"},
 		{"curl, IPv6, HTTP", "v6.example:80", curl("http://v6.example/"), "at [2001:db8:77::10] by HTTP/1.1"},
 		{"curl, IPv6, HTTPS", "v6.example:443", curl("https://v6.example/"), "at [2001:db8:77::10] by HTTP/2.0"},
 		{"curl -6 of both families", "both.example:443", curl("-6", "https://both.example/"), "at [2001:db8:77::10]"},
-		{"curl, IPv4 address, HTTP", "203.0.113.10:80", curl("http://203.0.113.10/"), "at 203.0.113.10"},
-		{"curl, IPv4 address, HTTPS", "203.0.113.10:443", curl("https://203.0.113.10/"), "at 203.0.113.10"},
+		{"curl, IPv4 address, HTTP", "198.51.100.10:80", curl("http://198.51.100.10/"), "at 198.51.100.10"},
+		{"curl, IPv4 address, HTTPS", "198.51.100.10:443", curl("https://198.51.100.10/"), "at 198.51.100.10"},
 		{"curl, IPv6 address, HTTPS", "[2001:db8:77::10]:443", curl("https://[2001:db8:77::10]/"), "at [2001:db8:77::10]"},
-		{"curl, IPv4 prefix", "203.0.113.0/28:443", curl("https://203.0.113.10/"), "at 203.0.113.10"},
-		{"curl -k", "*.example:443", curl("-k", "https://v4.example/"), "at 203.0.113.10"},
+		{"curl, IPv4 prefix", "198.51.100.0/28:443", curl("https://198.51.100.10/"), "at 198.51.100.10"},
+		{"curl -k", "*.example:443", curl("-k", "https://v4.example/"), "at 198.51.100.10"},
 		{"getent", "both.example:443", []string{"getent", "ahosts", "both.example"}, "2001:db8:77::10"},
-		{"dig", "v4.example:443", []string{"sh", "-c", "dig +short +tries=1 +timeout=5 v4.example | grep ."}, "203.0.113.10"},
+		{"dig", "v4.example:443", []string{"sh", "-c", "dig +short +tries=1 +timeout=5 v4.example | grep ."}, "198.51.100.10"},
 		{"git clone, HTTP", "git.example:80", clone("http://git.example/repo.git"), "first commit of the outside"},
 		{"git clone, HTTPS", "git.example:443", clone("https://git.example/repo.git"), "first commit of the outside"},
 		{"Python requests, HTTP", "both.example:80", python("http://both.example/"), "hello both.example"},
@@ -98,14 +98,14 @@ func TestEachClientWorksWithOneRule(t *testing.T) {
 func TestOnlyTheAllowedNameOfAnAddressOpens(t *testing.T) {
 	o := newOutside(t)
 	for _, name := range []string{"good.example", "also.example", "bad.example"} {
-		o.addName(name, "203.0.113.10")
+		o.addName(name, "198.51.100.10")
 	}
-	o.addName("elsewhere.example", "203.0.113.99")
+	o.addName("elsewhere.example", "198.51.100.99")
 	ca := newAuthority(t)
 	cert := ca.certificate("good.example", "also.example", "bad.example")
-	o.serveHTTP("203.0.113.10:80", greet("203.0.113.10"))
-	o.serveHTTP("203.0.113.10:443", greet("203.0.113.10"), cert)
-	o.serve("203.0.113.10:25", mailServer)
+	o.serveHTTP("198.51.100.10:80", greet("198.51.100.10"))
+	o.serveHTTP("198.51.100.10:443", greet("198.51.100.10"), cert)
+	o.serve("198.51.100.10:25", mailServer)
 	w := startWeir(t, "")
 	box := newBox(t)
 	pem := ca.install(box)
@@ -128,9 +128,9 @@ func TestOnlyTheAllowedNameOfAnAddressOpens(t *testing.T) {
 		{"another name as Host", "asked for bad.example in its HTTP request", []string{"-H", "Host: bad.example", "http://good.example/"}},
 		{"a name without a rule for the port", "no rule of any layer allows also.example:80", []string{"http://also.example/"}},
 		{"an allowed name of another address", "asked for elsewhere.example in its TLS hello", []string{"--connect-to", "elsewhere.example::good.example:", "https://elsewhere.example/"}},
-		{"an allowed name on an address of the client's choice", "does not resolve to 203.0.113.98", []string{"--resolve", "good.example:443:203.0.113.98", "https://good.example/"}},
-		{"no SNI", "TLS hello names no host", []string{"-k", "https://203.0.113.10/"}},
-		{"the address as Host", "HTTP request names no host", []string{"http://203.0.113.10/"}},
+		{"an allowed name on an address of the client's choice", "does not resolve to 198.51.100.98", []string{"--resolve", "good.example:443:198.51.100.98", "https://good.example/"}},
+		{"no SNI", "TLS hello names no host", []string{"-k", "https://198.51.100.10/"}},
+		{"the address as Host", "HTTP request names no host", []string{"http://198.51.100.10/"}},
 		{"a name that the DNS refuses", "no rule of any layer allows bad.example", []string{"http://bad.example/"}},
 		{"a Host that is no name", "malformed host", []string{"-H", "Host: good.example\tbad.example", "http://good.example/"}},
 	} {

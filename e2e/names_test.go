@@ -8,11 +8,11 @@ import (
 
 func TestDNSIsAnsweredByWeirWhateverServerIsAsked(t *testing.T) {
 	o := newOutside(t)
-	o.addName("good.example", "203.0.113.10", "2001:db8:77::10")
-	o.addName("secret.good.example", "203.0.113.11")
-	o.addName("denied.example", "203.0.113.12")
+	o.addName("good.example", "198.51.100.10", "2001:db8:77::10")
+	o.addName("secret.good.example", "198.51.100.11")
+	o.addName("denied.example", "198.51.100.12")
 	seen := map[string]func() []string{}
-	for _, server := range []string{"8.8.8.8", "1.1.1.1", "203.0.113.1", "2001:db8:77::53"} {
+	for _, server := range []string{"8.8.8.8", "1.1.1.1", "198.51.100.1", "2001:db8:77::53"} {
 		seen[server] = o.watch(server)
 	}
 	w := startWeir(t, "")
@@ -22,14 +22,14 @@ func TestDNSIsAnsweredByWeirWhateverServerIsAsked(t *testing.T) {
 		"none":           newBox(t, "--network", "none"),
 	} {
 		t.Run(network, func(t *testing.T) {
-			w.run("attach", box.Name, "--allow", "good.example:443", "--allow", "203.0.113.12")
+			w.run("attach", box.Name, "--allow", "good.example:443", "--allow", "198.51.100.12")
 			dig := func(args ...string) string {
 				out, _ := box.exec(append([]string{"dig", "+tries=1", "+timeout=5"}, args...)...)
 				return out
 			}
 			o.asks()
 			ways := [][]string{
-				{"@8.8.8.8"}, {"@8.8.8.8", "+tcp"}, {"@1.1.1.1"}, {"@203.0.113.1"},
+				{"@8.8.8.8"}, {"@8.8.8.8", "+tcp"}, {"@1.1.1.1"}, {"@198.51.100.1"},
 				{"@127.0.0.11"}, {"@127.0.0.11", "+tcp"}, nil, {"+tcp"},
 			}
 			if network == "user-defined" { // elsewhere Docker has IPv6 switched off
@@ -37,7 +37,7 @@ func TestDNSIsAnsweredByWeirWhateverServerIsAsked(t *testing.T) {
 			}
 			for _, way := range ways {
 				out := dig(append(way, "good.example")...)
-				if !strings.Contains(out, "status: NOERROR") || !strings.Contains(out, "203.0.113.10") {
+				if !strings.Contains(out, "status: NOERROR") || !strings.Contains(out, "198.51.100.10") {
 					t.Errorf("%v: an allowed name: %s", way, out)
 				}
 				if out := dig(append(way, "+short", "AAAA", "good.example")...); !strings.Contains(out, "2001:db8:77::10") {
@@ -63,7 +63,7 @@ func TestDNSIsAnsweredByWeirWhateverServerIsAsked(t *testing.T) {
 			})
 			// Nothing is remembered of a refusal: the rule counts at once.
 			w.run("session", "create", box.Name, "--allow", "denied.example")
-			if out := dig("@8.8.8.8", "denied.example"); !strings.Contains(out, "203.0.113.12") {
+			if out := dig("@8.8.8.8", "denied.example"); !strings.Contains(out, "198.51.100.12") {
 				t.Errorf("after its rule: %s", out)
 			}
 			if out, ok := box.exec("getent", "hosts", "localhost"); !ok {
