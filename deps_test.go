@@ -65,7 +65,7 @@ var reserved = []struct {
 	{"github.com/moby/", []string{"container"}, "container is the only package that knows a container runtime"},
 	{"github.com/danielgtaylor/huma", []string{"api"}, "api is the only package that speaks the API's HTTP"},
 	{"github.com/spf13/cobra", []string{"cmd/weir"}, "flags are read in one place"},
-	{"os/exec", nil, "Weir runs no other programs: what nft or ip could do, netlink does, with errors instead of text"},
+	{"os/exec", []string{"cmd/weir"}, "Weir runs no other programs (what nft or ip could do, netlink does, with errors instead of text); only weir oci-runtime becomes the one that it wraps"},
 	{"testing", nil, "test helpers belong into test files"},
 }
 
