@@ -48,6 +48,11 @@ func (c *Client) Health(ctx context.Context) (h Health, err error) {
 	return h, c.call(ctx, "GET", "/v1/health", nil, &h)
 }
 
+// Upgrade has the daemon replaced by the program that its binary is now.
+func (c *Client) Upgrade(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/upgrade", struct{}{}, nil)
+}
+
 // Attach attaches a running container; attaching again answers the same.
 func (c *Client) Attach(ctx context.Context, container string) (a Attachment, err error) {
 	return a, c.call(ctx, "POST", "/v1/attachments", AttachRequest{Container: container}, &a)

@@ -79,6 +79,8 @@ func operationID(method, path string) string {
 func (s *Server) routes(api huma.API) {
 	route(api, "GET", "/v1/health", "Whether the daemon is well", s.health)
 
+	route(api, "POST", "/v1/upgrade", "Replace the daemon by the program that its binary is now; connections made meanwhile wait", s.upgrade)
+
 	route(api, "POST", "/v1/attachments", "Attach a running container", s.attach)
 	route(api, "POST", "/v1/attachments/starting", "Attach a container that its runtime is about to start", s.attachStarting)
 	route(api, "GET", "/v1/attachments", "Attached containers", s.attachments)
@@ -115,8 +117,14 @@ func (s *Server) routes(api huma.API) {
 func (s *Server) health(context.Context, *struct{}) (*out[Health], error) {
 	return ok(Health{
 		Status: "ok", Version: s.Version, Attachments: len(s.Conductor.Attachments()),
-		UptimeSeconds: int64(s.Now().Sub(s.started) / time.Second),
+		UptimeSeconds: int64(s.Now().Sub(s.started) / time.Second), StartedAt: s.started,
 	}, nil)
+}
+
+func (s *Server) upgrade(context.Context, *struct{}) (*struct{}, error) {
+	// The answer goes out before the server ends: Serve lets requests finish.
+	s.Upgrade()
+	return nil, nil
 }
 
 func (s *Server) attach(ctx context.Context, in *in[AttachRequest]) (*out[Attachment], error) {

@@ -47,6 +47,8 @@ type Server struct {
 	// are known by the kernel's word.
 	Token  string
 	Logger *slog.Logger
+	// Upgrade has the daemon replaced by the program that its binary is now.
+	Upgrade func()
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 

@@ -9,10 +9,11 @@ import (
 
 // Health is the answer to GET /v1/health.
 type Health struct {
-	Status        string `json:"status" example:"ok"`
-	Version       string `json:"version"`
-	Attachments   int    `json:"attachments"`
-	UptimeSeconds int64  `json:"uptime_seconds"`
+	Status        string    `json:"status" example:"ok"`
+	Version       string    `json:"version"`
+	Attachments   int       `json:"attachments"`
+	UptimeSeconds int64     `json:"uptime_seconds"`
+	StartedAt     time.Time `json:"started_at"`
 }
 
 // AttachRequest asks for a running container to be attached.

@@ -22,6 +22,10 @@ type Spec struct {
 	// Host is the namespace in which the other ends of the container's
 	// interfaces lie. Nil means the one that this process runs in.
 	Host *NetNS
+	// Sockets are another process's listeners in this namespace, to go on with
+	// instead of opening new ones: who connected to them meanwhile is waiting
+	// in their queues. Install closes the files. Nil: none.
+	Sockets *Sockets
 }
 
 // Connection is one that was cut because it was there before the attach.
@@ -76,15 +80,15 @@ func Install(ctx context.Context, ns *NetNS, s Spec) (*Attachment, error) {
 	a := &Attachment{ns: ns, host: host, ownHost: s.Host == nil, foreign: map[string]bool{}}
 	undo := &undoList{}
 	undo.add(a.closeHost)
-	if err := a.install(ctx, s.Name, undo); err != nil {
+	if err := a.install(ctx, s, undo); err != nil {
 		return nil, errors.Join(explain(err), undo.run())
 	}
 	return a, nil
 }
 
-func (a *Attachment) install(ctx context.Context, name string, undo *undoList) error {
+func (a *Attachment) install(ctx context.Context, s Spec, undo *undoList) error {
 	if a.ns.ID() == a.host.ID() {
-		return fmt.Errorf("attach %s: %w", name, ErrHostNetwork)
+		return fmt.Errorf("attach %s: %w", s.Name, ErrHostNetwork)
 	}
 	var err error
 	if a.links, err = openLinks(a.ns, a.host); err != nil {
@@ -95,7 +99,7 @@ func (a *Attachment) install(ctx context.Context, name string, undo *undoList) e
 		return err
 	}
 	undo.add(a.conn.CloseLasting)
-	a.lock = lock{name: name}
+	a.lock = lock{name: s.Name}
 	if a.lock.conn, err = openNFT(a.host); err != nil {
 		return err
 	}
@@ -117,7 +121,12 @@ func (a *Attachment) install(ctx context.Context, name string, undo *undoList) e
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if a.listeners, err = listen(a.ns); err != nil {
+	if s.Sockets != nil {
+		a.listeners, err = inherit(s.Sockets)
+	} else {
+		a.listeners, err = listen(a.ns)
+	}
+	if err != nil {
 		return err
 	}
 	undo.add(a.listeners.close)
@@ -187,6 +196,10 @@ func (a *Attachment) TCP() *net.TCPListener { return a.listeners.tcp }
 func (a *Attachment) DNS() (net.PacketConn, net.Listener) {
 	return a.listeners.dnsUDP, a.listeners.dnsTCP
 }
+
+// Sockets are duplicates of the listeners, for a process that goes on with
+// them; see Spec.Sockets. The caller closes them.
+func (a *Attachment) Sockets() (*Sockets, error) { return a.listeners.duplicate() }
 
 // Interfaces are the container's interfaces now, lo excepted.
 func (a *Attachment) Interfaces() []Interface {

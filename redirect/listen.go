@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,60 @@ func listen(ns *NetNS) (*listeners, error) {
 		return nil, errors.Join(fmt.Errorf("listen in network namespace %s: %w", ns.ID(), err), l.close())
 	}
 	return l, nil
+}
+
+// Sockets are the three listeners of an attachment on their way from one
+// process to another.
+type Sockets struct {
+	TCP, DNSTCP, DNSUDP *os.File
+}
+
+// Close closes the files; the listeners live on wherever else they are open.
+func (s *Sockets) Close() error {
+	return errors.Join(s.TCP.Close(), s.DNSTCP.Close(), s.DNSUDP.Close())
+}
+
+// inherit goes on with another process's listeners.
+func inherit(s *Sockets) (*listeners, error) {
+	defer s.Close()
+	l := &listeners{}
+	err := func() error {
+		tcp, err := net.FileListener(s.TCP)
+		if err != nil {
+			return err
+		}
+		l.tcp, _ = tcp.(*net.TCPListener)
+		if tcp, err = net.FileListener(s.DNSTCP); err != nil {
+			return err
+		}
+		l.dnsTCP, _ = tcp.(*net.TCPListener)
+		udp, err := net.FilePacketConn(s.DNSUDP)
+		if err != nil {
+			return err
+		}
+		packets, ok := udp.(*net.UDPConn)
+		if l.tcp == nil || l.dnsTCP == nil || !ok {
+			return errors.Join(errors.New("not two TCP listeners and a UDP socket"), udp.Close())
+		}
+		l.dnsUDP, err = newDNSConn(packets)
+		return err
+	}()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("inherited listeners: %w", err), l.close())
+	}
+	return l, nil
+}
+
+func (l *listeners) duplicate() (*Sockets, error) {
+	s := &Sockets{}
+	var errs [3]error
+	s.TCP, errs[0] = l.tcp.File()
+	s.DNSTCP, errs[1] = l.dnsTCP.File()
+	s.DNSUDP, errs[2] = l.dnsUDP.File()
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, errors.Join(fmt.Errorf("duplicate the listeners: %w", err), s.Close())
+	}
+	return s, nil
 }
 
 func (l *listeners) ports() ports {

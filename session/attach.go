@@ -116,6 +116,7 @@ func (c *Conductor) attach(ctx context.Context, found container.Container, ref s
 	if err := c.store.PutAttachment(ctx, record); err != nil {
 		c.logger.Error("storing an attachment's details", "container", a.Name, "error", err)
 	}
+	c.keepSockets(l)
 	c.mu.Lock()
 	a.live = l
 	c.attachments[a.ID] = a
@@ -299,20 +300,6 @@ func (c *Conductor) dropLive(a *attachment) {
 	}
 	if err := l.close(); err != nil {
 		c.logger.Error("taking away a stopped container's capture", "container", a.Name, "error", err)
-	}
-}
-
-// release ends serving and leaves every container locked in.
-func (c *Conductor) release() {
-	c.attaching.Lock()
-	defer c.attaching.Unlock()
-	for _, a := range c.attachments {
-		if a.live == nil {
-			continue
-		}
-		if err := a.live.release(); err != nil {
-			c.logger.Error("releasing", "container", a.Name, "error", err)
-		}
 	}
 }
 

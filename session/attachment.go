@@ -40,6 +40,7 @@ type attachment struct {
 
 // live is what runs for an attached container.
 type live struct {
+	forget   func() // the listeners need not be kept any longer
 	netns    *redirect.NetNS
 	kernel   *redirect.Attachment
 	names    *dnsmap.Table
@@ -88,11 +89,11 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
-	kernel, err := redirect.Install(ctx, ns, redirect.Spec{Name: lockName(a.ID)})
+	kernel, err := redirect.Install(ctx, ns, redirect.Spec{Name: lockName(a.ID), Sockets: c.inherited(ns.ID())})
 	if err != nil {
 		return nil, errors.Join(err, programs.Close(), ns.Close())
 	}
-	l := &live{netns: ns, kernel: kernel, programs: programs, again: make(chan struct{}, 1), closed: kernel.Closed()}
+	l := &live{forget: func() { c.forgetSockets(ns.ID()) }, netns: ns, kernel: kernel, programs: programs, again: make(chan struct{}, 1), closed: kernel.Closed()}
 	l.names = &dnsmap.Table{Now: c.now}
 	var entries []dnsmap.Entry
 	for _, n := range names {
@@ -240,6 +241,7 @@ func (l *live) stop() {
 // close gives the container its network back.
 func (l *live) close() error {
 	l.stop()
+	l.forget()
 	return errors.Join(l.kernel.Close(), l.programs.Close(), l.netns.Close())
 }
 

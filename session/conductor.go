@@ -38,6 +38,16 @@ type Config struct {
 	Authority *proxy.CA
 	Roots     *x509.CertPool
 	CRLs      []*x509.RevocationList
+	// Inherited are listeners of an earlier process, by "dev:ino" of their
+	// namespace; who connected to them meanwhile is served. Nil: none.
+	Inherited map[string]*redirect.Sockets
+	// Keep is given the listeners of every new attachment, to be kept beyond
+	// this process, and Forget is told when they are not needed any more. Keep
+	// closes the files. Nil: they end with the process.
+	Keep   func(netns string, s *redirect.Sockets)
+	Forget func(netns string)
+	// Drain is how long live connections may go on when Run ends.
+	Drain time.Duration
 	// ProxyLimits and DNSLimits bound every container; zero fields are defaults.
 	ProxyLimits proxy.Limits
 	DNSLimits   dnsmap.Limits
@@ -78,8 +88,9 @@ type Conductor struct {
 	changes     uint64 // how often global or documents changed
 	published   uint64 // the change as of which globalLayer is
 	guard       rules.Guard
-	attachments map[string]*attachment // by container id
-	used        map[string]time.Time   // when rules last decided
+	attachments map[string]*attachment       // by container id
+	handover    map[string]*redirect.Sockets // nil unless Handover was called
+	used        map[string]time.Time         // when rules last decided
 
 	usedMu sync.Mutex
 	fresh  map[string]time.Time // of used, not stored yet
@@ -169,11 +180,13 @@ func (c *Conductor) load(ctx context.Context) error {
 // containers locked in: without Weir they reach nothing.
 func (c *Conductor) Run(ctx context.Context, ready func()) error {
 	c.mu.Lock()
-	c.ctx = ctx
+	// Attachments outlive ctx until they have been drained.
+	c.ctx = context.WithoutCancel(ctx)
 	c.mu.Unlock()
 	if err := c.restore(ctx); err != nil {
 		return err
 	}
+	c.dropInherited()
 	ready()
 	var tasks sync.WaitGroup
 	tasks.Go(func() { c.watchRuntimes(ctx) })

@@ -121,15 +121,23 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	keeper := newKeeper(logger)
 	conductor, err := session.New(ctx, session.Config{
 		Store: st, Log: trail, Runtimes: container.Connect(config.Runtimes...), Upstream: upstream, Logger: logger,
+		Inherited: inheritedSockets(logger), Keep: keeper.keep, Forget: keeper.forget, Drain: drainTime,
 		Authority: authority, Roots: roots, CRLs: crls,
 		ControlPorts: ports, ProxyLimits: config.proxyLimits(), DNSLimits: config.dnsLimits(), Retention: config.retention(),
 	})
 	if err != nil {
 		return err
 	}
-	server := &api.Server{Conductor: conductor, Log: trail, Events: st.Events, Version: version, Metrics: metrics, Token: token, Logger: logger}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	upgrade := func() {
+		conductor.Handover()
+		stop()
+	}
+	server := &api.Server{Upgrade: upgrade, Conductor: conductor, Log: trail, Events: st.Events, Version: version, Metrics: metrics, Token: token, Logger: logger}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -140,13 +148,42 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 				logger.Warn("telling systemd", "error", err)
 			}
 			group.Go(func() error { return server.Serve(ctx, socket, tcp) })
+			group.Go(func() error { return watchdog(ctx, conductor) })
 		})
 	})
 	err = group.Wait()
 	// The last flows have ended; what they said is still to be stored.
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	return errors.Join(err, trail.Shutdown(drain), <-stored)
+	err = errors.Join(err, trail.Shutdown(drain), <-stored)
+	if sockets := conductor.Sockets(); sockets != nil && err == nil {
+		logger.Info("starting the new version", "listeners", len(sockets))
+		// Nothing deferred runs any more.
+		err = errors.Join(socket.Close(), upstream.Close(), st.Close(), become(sockets))
+	}
+	return err
+}
+
+// watchdog tells systemd that the daemon is well, three times as often as it
+// wants to hear: as long as the conductor answers.
+func watchdog(ctx context.Context, conductor *session.Conductor) error {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return err
+	}
+	tick := time.NewTicker(interval / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			conductor.Attachments()
+			if _, err := daemon.SdNotify(false, daemon.SdNotifyWatchdog); err != nil {
+				return fmt.Errorf("telling systemd: %w", err)
+			}
+		}
+	}
 }
 
 // listenHTTP opens the API's TCP listener; nil for "off".

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
+
+	"weir/redirect"
+)
+
+// drainTime is how long live connections may go on when the daemon ends.
+const drainTime = 5 * time.Second
+
+// The three listeners of an attachment are passed from process to process
+// under these names, by systemd's rules (sd_listen_fds(3)): "weir", the
+// namespace, and what it is, joined by dashes.
+const (
+	tcpSocket    = "tcp"
+	dnsTCPSocket = "dnstcp"
+	dnsUDPSocket = "dnsudp"
+)
+
+func socketName(netns, what string) string {
+	return "weir-" + strings.ReplaceAll(netns, ":", "-") + "-" + what
+}
+
+// inheritedSockets are the listeners that systemd's store or the process
+// before us handed over, by "dev:ino" of their namespace. Sets that are not
+// complete are closed: such containers get new listeners.
+func inheritedSockets(logger *slog.Logger) map[string]*redirect.Sockets {
+	found := map[string]*redirect.Sockets{}
+	for _, f := range activation.Files(true) {
+		parts := strings.Split(f.Name(), "-")
+		if len(parts) != 4 || parts[0] != "weir" {
+			logger.Warn("an inherited file is none of ours", "name", f.Name())
+			f.Close()
+			continue
+		}
+		netns := parts[1] + ":" + parts[2]
+		s := found[netns]
+		if s == nil {
+			s = &redirect.Sockets{}
+			found[netns] = s
+		}
+		switch parts[3] {
+		case tcpSocket:
+			s.TCP = f
+		case dnsTCPSocket:
+			s.DNSTCP = f
+		case dnsUDPSocket:
+			s.DNSUDP = f
+		}
+	}
+	for netns, s := range found {
+		if s.TCP == nil || s.DNSTCP == nil || s.DNSUDP == nil {
+			logger.Warn("inherited listeners are not complete; new ones are opened", "netns", netns)
+			s.Close()
+			delete(found, netns)
+		}
+	}
+	return found
+}
+
+// keeper has systemd keep listeners over a restart of the daemon; see
+// FDSTORE= in sd_notify(3). Without systemd it does nothing.
+type keeper struct {
+	address string
+	logger  *slog.Logger
+}
+
+func newKeeper(logger *slog.Logger) *keeper {
+	return &keeper{address: os.Getenv("NOTIFY_SOCKET"), logger: logger}
+}
+
+func (k *keeper) keep(netns string, s *redirect.Sockets) {
+	for what, f := range map[string]*os.File{tcpSocket: s.TCP, dnsTCPSocket: s.DNSTCP, dnsUDPSocket: s.DNSUDP} {
+		k.send("FDSTORE=1\nFDNAME="+socketName(netns, what), f)
+	}
+	s.Close()
+}
+
+func (k *keeper) forget(netns string) {
+	for _, what := range []string{tcpSocket, dnsTCPSocket, dnsUDPSocket} {
+		k.send("FDSTOREREMOVE=1\nFDNAME="+socketName(netns, what), nil)
+	}
+}
+
+// send tells systemd something, with a file or without.
+func (k *keeper) send(state string, f *os.File) {
+	if k.address == "" {
+		return
+	}
+	if err := notify(k.address, state, f); err != nil {
+		k.logger.Warn("telling systemd", "state", state, "error", err)
+	}
+}
+
+func notify(address, state string, f *os.File) error {
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: address, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if f == nil {
+		_, err = c.Write([]byte(state))
+		return err
+	}
+	// Not f.Fd(): that would make the listener itself blocking.
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = raw.Control(func(fd uintptr) {
+		_, _, sent = c.WriteMsgUnix([]byte(state), unix.UnixRights(int(fd)), nil)
+	})
+	return errors.Join(err, sent)
+}
+
+// become replaces this process by the program that its binary is now, with the
+// listeners. It returns only if that fails.
+func become(sockets map[string]*redirect.Sockets) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	var names []string
+	var files []*os.File
+	for netns, s := range sockets {
+		for what, f := range map[string]*os.File{tcpSocket: s.TCP, dnsTCPSocket: s.DNSTCP, dnsUDPSocket: s.DNSUDP} {
+			names, files = append(names, socketName(netns, what)), append(files, f)
+		}
+	}
+	// First out of the way, then to their places from 3 on. What is closed
+	// there by that belongs to a process that is about to end.
+	const first = 3
+	var parked []int
+	for _, f := range files {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var fd int
+		var dupErr error
+		if err := errors.Join(raw.Control(func(from uintptr) {
+			fd, dupErr = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, first+len(files))
+		}), dupErr); err != nil {
+			return fmt.Errorf("handing over listeners: %w", err)
+		}
+		parked = append(parked, fd)
+	}
+	for i, fd := range parked {
+		// Without O_CLOEXEC: these go on.
+		if err := unix.Dup3(fd, first+i, 0); err != nil {
+			return fmt.Errorf("handing over listeners: %w", err)
+		}
+	}
+	env := append(os.Environ(),
+		"LISTEN_PID="+strconv.Itoa(os.Getpid()),
+		"LISTEN_FDS="+strconv.Itoa(len(files)),
+		"LISTEN_FDNAMES="+strings.Join(names, ":"))
+	return fmt.Errorf("start %s: %w", self, syscall.Exec(self, os.Args, env))
+}
