@@ -273,11 +273,21 @@ type Weir struct {
 	cmd    *exec.Cmd
 	log    *os.File
 	exited chan error
+	env    []string   // of the daemon, beside the test's own
+	files  []*os.File // of the daemon, from descriptor 3 on
 }
 
 // startWeir starts a daemon whose resolver is the test's DNS server. Its
 // configuration can be extended with more YAML.
 func startWeir(t testing.TB, config string) *Weir {
+	t.Helper()
+	w := newWeir(t, config)
+	w.start()
+	return w
+}
+
+// newWeir prepares a daemon without starting it.
+func newWeir(t testing.TB, config string) *Weir {
 	t.Helper()
 	w := &Weir{t: t, dir: t.TempDir()}
 	w.socket = filepath.Join(w.dir, "weir.sock")
@@ -289,7 +299,6 @@ func startWeir(t testing.TB, config string) *Weir {
 	if w.log, err = os.Create(filepath.Join(w.dir, "log")); err != nil {
 		t.Fatal(err)
 	}
-	w.start()
 	t.Cleanup(func() {
 		w.detachAll()
 		w.stop()
@@ -306,9 +315,11 @@ func startWeir(t testing.TB, config string) *Weir {
 
 func (w *Weir) start() {
 	w.t.Helper()
-	w.cmd = exec.Command(weirBinary, "serve", "--data-dir", filepath.Join(w.dir, "data"), "--socket", w.socket,
+	// The shell becomes the daemon, so that $$ is the daemon's pid.
+	w.cmd = exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh", weirBinary, "serve", "--data-dir", filepath.Join(w.dir, "data"), "--socket", w.socket,
 		"--config", filepath.Join(w.dir, "config.yaml"), "--http", "127.0.0.1:0")
 	w.cmd.Stdout, w.cmd.Stderr = w.log, w.log
+	w.cmd.Env, w.cmd.ExtraFiles = append(os.Environ(), w.env...), w.files
 	if err := w.cmd.Start(); err != nil {
 		w.t.Fatal(err)
 	}

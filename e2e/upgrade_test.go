@@ -1,0 +1,188 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// requests runs curl in a container again and again, each on a connection of
+// its own, until stop; it returns how many passed and what went wrong.
+func requests(b *Box, url string) (stop func() (passed int, failures []string)) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	var passed int
+	var failures []string
+	wg.Go(func() {
+		for range 2000 {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if out, ok := b.curl("--max-time", "15", url); ok {
+				passed++
+			} else {
+				failures = append(failures, strings.TrimSpace(out))
+			}
+		}
+	})
+	return func() (int, []string) {
+		close(done)
+		wg.Wait()
+		return passed, failures
+	}
+}
+
+func TestUpgradeDropsNoNewConnection(t *testing.T) {
+	o := newOutside(t)
+	hello(o, "198.51.100.10:80")
+	w := startWeir(t, "")
+	box := newBox(t)
+	w.run("attach", box.Name, "--allow", "198.51.100.10:80")
+	stop := requests(box, "http://198.51.100.10/")
+	for i := range 3 {
+		if out := w.run("upgrade"); !strings.Contains(out, "1 containers attached") {
+			t.Errorf("upgrade %d: %s", i, out)
+		}
+	}
+	passed, failures := stop()
+	if len(failures) > 0 || passed == 0 {
+		t.Errorf("%d passed, failed: %v", passed, failures)
+	}
+	if !strings.Contains(w.run("ps"), box.Name) {
+		t.Error("not attached after the upgrades")
+	}
+}
+
+// fdStore is the part of systemd that keeps descriptors for a service:
+// sd_notify(3) with FDSTORE=1, and sd_listen_fds(3) at the next start.
+type fdStore struct {
+	path  string
+	conn  *net.UnixConn
+	mu    sync.Mutex
+	files map[string]int
+	lines []string
+}
+
+func newFDStore(t *testing.T) *fdStore {
+	s := &fdStore{path: filepath.Join(t.TempDir(), "notify"), files: map[string]int{}}
+	var err error
+	if s.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path, Net: "unixgram"}); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		text, oob := make([]byte, 4096), make([]byte, 4096)
+		for {
+			n, m, _, _, err := s.conn.ReadMsgUnix(text, oob)
+			if err != nil {
+				return
+			}
+			s.take(string(text[:n]), oob[:m])
+		}
+	}()
+	t.Cleanup(func() {
+		s.conn.Close()
+		<-done
+		for _, fd := range s.files {
+			syscall.Close(fd)
+		}
+	})
+	return s
+}
+
+func (s *fdStore) take(state string, oob []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lines = append(s.lines, state)
+	_, name, _ := strings.Cut(state, "FDNAME=")
+	if strings.Contains(state, "FDSTOREREMOVE=1") {
+		if fd, ok := s.files[name]; ok {
+			syscall.Close(fd)
+			delete(s.files, name)
+		}
+	}
+	messages, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) == 0 {
+		return
+	}
+	if fds, err := syscall.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
+		s.files[name] = fds[0]
+	}
+}
+
+func (s *fdStore) said(what string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Contains(strings.Join(s.lines, "\n"), what)
+}
+
+func (s *fdStore) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.files)
+}
+
+// pass returns what is kept, for the next start, in sd_listen_fds order.
+func (s *fdStore) pass(t *testing.T) (names []string, files []*os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, fd := range s.files {
+		dup, err := syscall.Dup(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, files = append(names, name), append(files, os.NewFile(uintptr(dup), name))
+	}
+	return names, files
+}
+
+func TestRestartUnderSystemdDropsNoNewConnection(t *testing.T) {
+	o := newOutside(t)
+	hello(o, "198.51.100.10:80")
+	store := newFDStore(t)
+	w := newWeir(t, "")
+	w.env = []string{"NOTIFY_SOCKET=" + store.path, "WATCHDOG_USEC=3000000"}
+	w.start()
+	eventually(t, "READY=1", func() bool { return store.said("READY=1") })
+	eventually(t, "WATCHDOG=1", func() bool { return store.said("WATCHDOG=1") })
+	box := newBox(t)
+	w.run("attach", box.Name, "--allow", "198.51.100.10:80")
+	if n := store.count(); n != 3 {
+		t.Fatalf("three listeners are to be kept, got %d", n)
+	}
+	stop := requests(box, "http://198.51.100.10/")
+	for range 3 {
+		w.stop()
+		names, files := store.pass(t)
+		// The pid is filled in by the shell, which becomes the daemon.
+		w.env = []string{
+			"NOTIFY_SOCKET=" + store.path,
+			fmt.Sprintf("LISTEN_FDS=%d", len(files)), "LISTEN_FDNAMES=" + strings.Join(names, ":"),
+		}
+		w.files = files
+		w.start()
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	passed, failures := stop()
+	if len(failures) > 0 || passed == 0 {
+		t.Errorf("%d passed, failed: %v", passed, failures)
+	}
+	w.run("detach", box.Name)
+	eventually(t, "the listeners are forgotten", func() bool { return store.count() == 0 })
+	var list []json.RawMessage
+	w.json(&list, "ps")
+	if len(list) != 0 {
+		t.Errorf("still attached: %v", list)
+	}
+}
