@@ -208,8 +208,7 @@ func TestRelayGraphQLExpectContinue(t *testing.T) {
 }
 
 func TestRelayGraphQLBudget(t *testing.T) {
-	l := newRelayLab(t, 443, graphQLPolicy)
-	l.relay.Limits.Buffered = 100
+	l := newRelayLab(t, 443, graphQLPolicy, func(l *relayLab) { l.relay.Limits.Buffered = 100 })
 	var server canary
 	l.serve(&server)
 	body := `{"query":"{ viewer { id } }"}`

@@ -41,13 +41,16 @@ type relayLab struct {
 }
 
 // newRelayLab serves connections to labHost at port by a policy document.
-func newRelayLab(t testing.TB, port uint16, document string) *relayLab {
+func newRelayLab(t testing.TB, port uint16, document string, change ...func(*relayLab)) *relayLab {
 	t.Helper()
 	l := &relayLab{t: t, ca: testCA(t, "weir"), server: testCA(t, "servers"), port: port, seen: make(chan audit.Event, 1000)}
 	l.setPolicy(document)
 	roots := x509.NewCertPool()
 	roots.AddCert(l.server.Certificate())
 	l.relay = &Relay{Authority: l.ca, Roots: roots, Policy: l.policy.Load, Record: l.record}
+	for _, c := range change {
+		c(l)
+	}
 	dst := netip.AddrPortFrom(netip.MustParseAddr("203.0.113.7"), port)
 	l.proxy = &Server{
 		Container:   rules.Container{ID: "c1", Name: "web"},

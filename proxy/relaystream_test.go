@@ -141,8 +141,7 @@ func TestRelayStreamsBothWays(t *testing.T) {
 func TestRelayCancelReachesTheServer(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
-			l := newRelayLab(t, form.port, restPolicy)
-			l.relay.Limits.Gone = time.Millisecond
+			l := newRelayLab(t, form.port, restPolicy, func(l *relayLab) { l.relay.Limits.Gone = time.Millisecond })
 			here, gone := make(chan struct{}), make(chan struct{})
 			l.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				close(here)

@@ -64,8 +64,7 @@ func TestRelayRefusesBadServerCertificates(t *testing.T) {
 	for _, c := range cases {
 		for _, h2 := range []bool{false, true} {
 			t.Run(c.name, func(t *testing.T) {
-				l := newRelayLab(t, 443, restPolicy)
-				l.relay.CRLs = []*x509.RevocationList{l.crl(666)}
+				l := newRelayLab(t, 443, restPolicy, func(l *relayLab) { l.relay.CRLs = []*x509.RevocationList{l.crl(666)} })
 				issuer := l.server
 				if c.issuer != nil {
 					issuer = c.issuer(l)
@@ -110,8 +109,7 @@ func (l *relayLab) crl(serial int64) *x509.RevocationList {
 }
 
 func TestRelayNotRevoked(t *testing.T) {
-	l := newRelayLab(t, 443, restPolicy)
-	l.relay.CRLs = []*x509.RevocationList{l.crl(666)}
+	l := newRelayLab(t, 443, restPolicy, func(l *relayLab) { l.relay.CRLs = []*x509.RevocationList{l.crl(666)} })
 	var server canary
 	l.serve(&server)
 	if code, text, err := readRes(l.client(false).Get(l.url("/ok/a"))); err != nil || code != 200 {
@@ -207,8 +205,7 @@ func TestRelayNotHTTPInTLS(t *testing.T) {
 }
 
 func TestRelaySlowHead(t *testing.T) {
-	l := newRelayLab(t, 443, restPolicy)
-	l.relay.Limits.Head = time.Millisecond
+	l := newRelayLab(t, 443, restPolicy, func(l *relayLab) { l.relay.Limits.Head = time.Millisecond })
 	var server canary
 	l.serve(&server)
 	c := l.dial()
