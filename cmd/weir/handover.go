@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -104,15 +103,17 @@ func (k *keeper) send(state string, f *os.File) {
 	}
 }
 
+// notify sends one datagram to systemd's socket; a name with @ in front is in
+// the abstract namespace.
 func notify(address, state string, f *os.File) error {
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: address, Net: "unixgram"})
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer unix.Close(socket)
+	to := &unix.SockaddrUnix{Name: address}
 	if f == nil {
-		_, err = c.Write([]byte(state))
-		return err
+		return unix.Sendmsg(socket, []byte(state), nil, to, 0)
 	}
 	// Not f.Fd(): that would make the listener itself blocking.
 	raw, err := f.SyscallConn()
@@ -121,7 +122,7 @@ func notify(address, state string, f *os.File) error {
 	}
 	var sent error
 	err = raw.Control(func(fd uintptr) {
-		_, _, sent = c.WriteMsgUnix([]byte(state), unix.UnixRights(int(fd)), nil)
+		sent = unix.Sendmsg(socket, []byte(state), unix.UnixRights(int(fd)), to, 0)
 	})
 	return errors.Join(err, sent)
 }
