@@ -114,27 +114,38 @@ func (l *Live) alive() {
 // api calls the daemon's HTTP API on its socket.
 func (w *Weir) api(method, path, body string) (status int, answer string) {
 	w.t.Helper()
-	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
+	client := w.client()
+	defer client.CloseIdleConnections()
+	status, answer, err := call(client, method, path, body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return status, answer
+}
+
+// client is an HTTP client of the daemon's socket.
+func (w *Weir) client() *http.Client {
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", w.socket)
 		},
 	}}
+}
+
+// call sends one request to the API. An error means that there was no answer.
+func call(client *http.Client, method, path, body string) (status int, answer string, err error) {
 	request, err := http.NewRequest(method, "http://weir"+path, strings.NewReader(body))
 	if err != nil {
-		w.t.Fatal(err)
+		return 0, "", err
 	}
 	request.Header.Set("Content-Type", "application/json")
 	response, err := client.Do(request)
 	if err != nil {
-		w.t.Fatal(err)
+		return 0, "", err
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return response.StatusCode, string(text)
+	return response.StatusCode, string(text), err
 }
 
 // Session is the part of a session that the tests look at.
