@@ -49,6 +49,43 @@
 // whoever may speak clear HTTP to it. An inspected endpoint judges every
 // request.
 //
+// # What happens to an inspected connection
+//
+// A Relay serves it: relay.go is the connection, exchange.go one request and
+// its event, judge.go what is asked of the policy. http1.go and forward.go
+// speak HTTP/1, http2.go HTTP/2, websocket.go what an upgrade leads to; head.go
+// and body.go read HTTP/1 by the letter.
+//
+//   - What leaves is written anew from what was judged: the canonical target,
+//     the judged name as authority, one framing of the body. A request that two
+//     servers could read in two ways is answered 400, and its connection
+//     closed: bare LF, obs-fold, NUL, a length that is no plain number or comes
+//     twice or beside Transfer-Encoding, a malformed chunk, a field like
+//     Content_Length.
+//   - The authority of every request is the judged name, with the connection's
+//     port or none; anything else is answered 421. CONNECT is refused.
+//   - A field that overrides the method (X-HTTP-Method-Override,
+//     X-HTTP-Method, X-Method-Override) asks for a second judgement, by the
+//     method it names; both have to allow. Form fields such as _method are not
+//     looked at.
+//   - Bodies stream, whatever their size, unless a rule has to know the GraphQL
+//     operations in them; then they are read up to the endpoint's limit and
+//     written anew. Signatures over such a body do not survive that.
+//   - The client's side speaks what the server's side does (ALPN). A WebSocket
+//     is opened over HTTP/1.1 and without compression; its pings are answered
+//     on each side.
+//   - The server proves the judged name before it gets a byte of a request. If
+//     it cannot, the answer is 502 and the event a denial; a server that is
+//     merely out of reach is 502 too, and no denial.
+//   - A refusal is JSON, on a GraphQL endpoint a GraphQL error, and to gRPC a
+//     response that consists of a trailer, with HTTP status 200: only there do
+//     gRPC clients look for a message.
+//   - Every request is one event, and every GraphQL operation on a WebSocket;
+//     other messages on it have one when they are denied, or would have been.
+//     Events hold neither queries of URLs, variables, documents nor fields.
+//
+// # What is refused as broken
+//
 // Refused as broken, because the name that counts cannot be confirmed:
 // malformed and over-long hellos and heads, hellos with the
 // encrypted_client_hello extension (RFC 9849; the GREASE form, which browsers

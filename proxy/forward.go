@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -252,10 +253,15 @@ func (h *http1) resume() {
 }
 
 // upload sends the request's body on.
-func (h *http1) upload(e *exchange, head *requestHead, b *body, u *upstream) error {
+func (h *http1) upload(e *exchange, head *requestHead, b *body, u *upstream) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = clientGone{fmt.Errorf("internal error: %v", p)}
+		}
+	}()
 	buf := h.c.relay.buffers.Get().(*[relayBuffer]byte)
 	defer h.c.relay.buffers.Put(buf)
-	err := b.copyTo(u.bw, head.chunked, buf[:], func(n int) { e.out.Add(int64(n)) }, h.stall)
+	err = b.copyTo(u.bw, head.chunked, buf[:], func(n int) { e.out.Add(int64(n)) }, h.stall)
 	if err == nil {
 		if err = u.bw.Flush(); err != nil {
 			err = writing{err}

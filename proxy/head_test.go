@@ -115,7 +115,7 @@ func FuzzHead(f *testing.F) {
 		}
 		var out strings.Builder
 		w := bufio.NewWriter(&out)
-		h := &http1{c: &intercepted{host: "a.example"}}
+		h := &http1{c: &intercepted{host: "a.example", name: "a.example", nameAndPort: "a.example:443"}}
 		h.writeRequest(w, head, ruling{target: head.target}, nil)
 		w.Flush()
 		again, err := parseRequestHead(out.String(), 110)

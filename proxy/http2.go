@@ -125,7 +125,7 @@ func (h *http2Conn) rule(ctx context.Context, e *exchange, req *http.Request) ru
 			}
 		}
 	}
-	if req.Body != nil && req.Body != http.NoBody {
+	if req.ContentLength != 0 {
 		a.body = req.Body
 	}
 	hosts := req.Header.Values("Host")
@@ -217,7 +217,7 @@ func (h *http2Conn) outgoing(ctx context.Context, e *exchange, req *http.Request
 			out.Header["Content-Type"] = []string{"application/json"}
 			out.Body, out.ContentLength = io.NopCloser(strings.NewReader(string(r.body))), int64(len(r.body))
 		}
-	case req.Body != nil && req.Body != http.NoBody:
+	case req.ContentLength != 0:
 		out.Body, out.ContentLength, out.Trailer = &counted{req.Body, e}, req.ContentLength, req.Trailer
 	}
 	return out.WithContext(ctx)

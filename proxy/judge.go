@@ -202,8 +202,8 @@ func overridesMethod(name string) bool {
 
 // misdirected says why a request is not for where its connection goes, or "".
 func (c *intercepted) misdirected(authority string) string {
-	if authority == "" {
-		return "" // HTTP/1.0: it is sent on with the connection's own
+	if authority == "" || authority == c.name || authority == c.nameAndPort {
+		return "" // without one (HTTP/1.0) it is sent on with the connection's own
 	}
 	host, port, err := splitAuthority(authority)
 	if err == nil && (port == 0 || port == c.in.Request.Port) {
@@ -215,21 +215,19 @@ func (c *intercepted) misdirected(authority string) string {
 			return ""
 		}
 	}
-	return "the request is for " + strconv.Quote(authority) + ", and its connection was judged for " +
-		strconv.Quote(c.host+":"+strconv.Itoa(int(c.in.Request.Port)))
+	return "the request is for " + strconv.Quote(authority) + ", and its connection was judged for " + strconv.Quote(c.nameAndPort)
 }
 
 // authority is what to send as Host or :authority: the judged name, with the
 // port where the client wrote one.
 func (c *intercepted) authority(asked string) string {
-	host := c.host
-	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
-		host = "[" + host + "]"
+	if asked == c.name || asked == c.nameAndPort {
+		return asked
 	}
 	if _, port, err := splitAuthority(asked); err == nil && port != 0 {
-		return host + ":" + strconv.Itoa(int(port))
+		return c.nameAndPort
 	}
-	return host
+	return c.name
 }
 
 // pathOf is the path without the query, which may hold anything.

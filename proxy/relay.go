@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,6 +96,9 @@ type intercepted struct {
 	host   string // the judged name, or the address when there is none
 	tls    bool
 
+	// name and nameAndPort are how requests write host.
+	name, nameAndPort string
+
 	// Of the TLS handshake: the first connection to the server, made to learn
 	// what it speaks, or why there is none.
 	first    *upstream
@@ -115,6 +120,11 @@ func (r *Relay) Serve(ctx context.Context, in Inspected) error {
 	if c.host == "" {
 		c.host = in.Request.Addr.String()
 	}
+	c.name = c.host
+	if strings.Contains(c.host, ":") {
+		c.name = "[" + c.host + "]"
+	}
+	c.nameAndPort = c.name + ":" + strconv.Itoa(int(in.Request.Port))
 	c.program, c.sought = in.Request.Program, in.Request.ProgramFailed || in.Request.Program != nil
 	c.client = &stalling{Conn: in.Client, c: c}
 	r.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -227,6 +228,12 @@ func (ws *webSocket) serve(ctx context.Context) {
 	back := make(chan struct{})
 	go func() {
 		defer close(back)
+		defer func() {
+			if p := recover(); p != nil {
+				ws.e.fail(fmt.Sprintf("internal error: %v", p))
+				ws.client.CloseNow()
+			}
+		}()
 		err := ws.passBack(ctx)
 		mirrorClose(ws.client, err)
 	}()
