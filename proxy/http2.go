@@ -40,7 +40,7 @@ func (c *intercepted) serveHTTP2(ctx context.Context, t *tls.Conn) {
 		DisableCompression: true, // the client's Accept-Encoding is the one that counts
 		MaxHeaderListSize:  uint32(limits.HeaderBytes),
 	}}
-	server := &http2.Server{MaxConcurrentStreams: uint32(limits.Streams)}
+	server := &http2.Server{MaxConcurrentStreams: uint32(limits.Streams), CountError: h.unheard}
 	server.ServeConn(t, &http2.ServeConnOpts{
 		Context:    ctx,
 		Handler:    h,
@@ -51,6 +51,19 @@ func (c *intercepted) serveHTTP2(ctx context.Context, t *tls.Conn) {
 	if h.up != nil {
 		h.up.Close()
 	}
+}
+
+// unheard records a stream that the library resets by itself, because its
+// pseudo-header fields are no request. Its other errors are about frames: what
+// they belong to has an event, or asked for nothing.
+func (h *http2Conn) unheard(kind string) {
+	what, ok := strings.CutPrefix(kind, "stream_PROTOCOL_ERROR_bad_")
+	if !ok {
+		return
+	}
+	e := h.c.begin()
+	e.refuse(malformed("HTTP/2 stream with a bad " + strings.ReplaceAll(what, "_", " or ")))
+	e.finish()
 }
 
 // connection returns a connection to the server that takes another stream.
