@@ -10,6 +10,7 @@ import (
 	"weir/audit"
 	"weir/container"
 	"weir/redirect"
+	"weir/rules"
 	"weir/store"
 )
 
@@ -133,15 +134,16 @@ func (c *Conductor) started(ctx context.Context, found container.Container) {
 	if a == nil && err == nil && !labels.Attach {
 		return
 	}
-	_, attachErr := c.attachWithLabels(ctx, found)
-	if err = errors.Join(attachErr, err); err != nil {
+	if _, err = c.attachWithLabels(ctx, found); err != nil {
 		c.logger.Error("attaching a started container", "container", found.Name, "error", err)
 		c.log.Record(audit.Event{Type: audit.Lifecycle, ContainerID: found.ID, ContainerName: found.Name, Reason: "attach at start: " + err.Error()})
 	}
 }
 
-// attachWithLabels attaches a container and, the first time, opens the session
-// that its labels ask for.
+// attachWithLabels attaches a container and opens the session that its labels
+// ask for: the first time, and at a later start when the container has no live
+// session any more, so that one that slept longer than its session's life
+// comes back as it was meant to be.
 func (c *Conductor) attachWithLabels(ctx context.Context, found container.Container) (*attachment, error) {
 	labels, err := container.ParseLabels(found.Labels)
 	ref := found.ID
@@ -157,10 +159,16 @@ func (c *Conductor) attachWithLabels(ctx context.Context, found container.Contai
 	switch {
 	case attachErr != nil:
 		return nil, attachErr
-	case err != nil || known != nil || !created || !labels.Session:
+	case err != nil || !created || !labels.Session || known != nil && c.hasSession(a):
 		return a, err
 	}
 	return a, c.labelSession(ctx, found, labels)
+}
+
+func (c *Conductor) hasSession(a *attachment) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return rules.Current(c.sessions, a.who(), c.now()) != nil
 }
 
 // AttachStarting attaches a container that its runtime is about to start,
