@@ -1,0 +1,242 @@
+package selftest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// attack is one way out that has to be closed. try is called inside the
+// attacked namespace, on a thread of its own; an error says why it could not
+// be tried at all. What it reached over a socket of its own it reports as got.
+type attack struct {
+	name string
+	try  func(t target) (got bool, err error)
+}
+
+// target is what an attack aims at.
+type target struct {
+	lab     *lab
+	canary  netip.Addr // outside
+	canary6 netip.Addr
+	host    netip.Addr // the bridge's address: a service of the host
+	open    uint16     // where the canary's server and the host's listen
+}
+
+const patience = 700 * time.Millisecond
+
+var attacks = []attack{
+	{"TCP to an address no rule allows", func(t target) (bool, error) { return dial("tcp", t.canary, t.open, 0) }},
+	{"the same over IPv6", func(t target) (bool, error) { return dial("tcp", t.canary6, t.open, 0) }},
+	{"the same as an IPv4-mapped IPv6 address", func(t target) (bool, error) {
+		return dial("tcp6", netip.AddrFrom16(t.canary.As16()), t.open, 0)
+	}},
+	{"TCP with every mark set (SO_MARK)", func(t target) (bool, error) { return dial("tcp", t.canary, t.open, -1) }},
+	{"cloud metadata", func(t target) (bool, error) {
+		return dial("tcp", netip.AddrFrom4([4]byte{169, 254, 169, 254}), 80, 0)
+	}},
+	{"a service of the host", func(t target) (bool, error) { return dial("tcp", t.host, t.open, 0) }},
+	{"DNS straight to an outside server, UDP", func(t target) (bool, error) { return false, send("udp", t.canary, 53) }},
+	{"DNS straight to an outside server, TCP", func(t target) (bool, error) { return false, ignore(dial("tcp", t.canary, 53, 0)) }},
+	{"UDP (QUIC, DoQ)", func(t target) (bool, error) { return false, send("udp", t.canary, 443) }},
+	{"UDP over IPv6", func(t target) (bool, error) { return false, send("udp", t.canary6, 443) }},
+	{"multicast (mDNS)", func(t target) (bool, error) {
+		return false, send("udp", netip.AddrFrom4([4]byte{224, 0, 0, 251}), 5353)
+	}},
+	{"ICMP echo with a payload", func(t target) (bool, error) { return false, raw(t.canary, unix.IPPROTO_ICMP, []byte{8, 0, 0, 0}) }},
+	{"a protocol of its own (GRE)", func(t target) (bool, error) { return false, raw(t.canary, unix.IPPROTO_GRE, nil) }},
+	{"frames past the kernel (AF_PACKET)", func(t target) (bool, error) { return false, frames(t, 0) }},
+	{"frames past the queue as well (PACKET_QDISC_BYPASS)", func(t target) (bool, error) { return false, frames(t, 1) }},
+	{"an address of its own choice", otherAddress},
+	{"the rules in the namespace flushed", flushed},
+}
+
+// ignore drops what an attempt reached: who answered counts elsewhere.
+func ignore(_ bool, err error) error { return err }
+
+// dial connects and reports whether the connection carried anything: a
+// redirected one is accepted by Weir first and reset when it is refused.
+func dial(network string, to netip.Addr, port uint16, mark int) (bool, error) {
+	d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if ctl := c.Control(func(fd uintptr) {
+			if mark != 0 {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark)
+			}
+		}); ctl != nil {
+			return ctl
+		}
+		return err
+	}}
+	c, err := d.Dial(network, netip.AddrPortFrom(to, port).String())
+	if err != nil {
+		return false, nil
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.Write([]byte(secret + "\n")); err != nil {
+		return false, nil
+	}
+	n, _ := c.Read(make([]byte, 64))
+	return n > 0, nil
+}
+
+// send sends datagrams; a refusal by the kernel is what is hoped for.
+func send(network string, to netip.Addr, port uint16) error {
+	c, err := net.DialTimeout(network, netip.AddrPortFrom(to, port).String(), patience)
+	if err != nil {
+		return nil
+	}
+	defer c.Close()
+	for range 3 {
+		// EPERM and ECONNREFUSED are refusals.
+		_, _ = c.Write([]byte(secret))
+	}
+	return nil
+}
+
+// raw sends a packet of a protocol of its own making.
+func raw(to netip.Addr, proto int, head []byte) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, proto)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for range 3 {
+		_ = unix.Sendto(fd, append(head, secret...), 0, &unix.SockaddrInet4{Addr: to.As4()})
+	}
+	return nil
+}
+
+// frames writes Ethernet frames with UDP in them to the interface itself.
+func frames(t target, bypass int) error {
+	h, err := netlink.NewHandle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	link, err := h.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, bypass); err != nil {
+		return err
+	}
+	src, dst := address(t.lab.run, 2).As4(), t.canary.As4()
+	payload := []byte(secret)
+	udp := append([]byte{0x30, 0x39, 0x01, 0xbb, 0, byte(8 + len(payload)), 0, 0}, payload...)
+	ip := []byte{0x45, 0, 0, byte(20 + len(udp)), 0, 0, 0, 0, 64, 17, 0, 0}
+	ip = append(append(ip, src[:]...), dst[:]...)
+	sum := uint32(0)
+	for i := 0; i < len(ip); i += 2 {
+		sum += uint32(ip[i])<<8 | uint32(ip[i+1])
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	ip[10], ip[11] = byte(^sum>>8), byte(^sum)
+	// To everybody: the bridge hands it to the canary whatever its address is.
+	frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, link.Attrs().HardwareAddr...)
+	frame = append(append(append(frame, 0x08, 0x00), ip...), udp...)
+	for range 3 {
+		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}); err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+	}
+	return nil
+}
+
+// otherAddress takes an address that was not there before and sends from it.
+func otherAddress(t target) (bool, error) {
+	h, err := netlink.NewHandle()
+	if err != nil {
+		return false, err
+	}
+	defer h.Close()
+	link, err := h.LinkByName("eth0")
+	if err != nil {
+		return false, err
+	}
+	other := addr(address(t.lab.run, 77))
+	if err := h.AddrAdd(link, other); err != nil {
+		return false, err
+	}
+	defer h.AddrDel(link, other)
+	d := net.Dialer{Timeout: patience, LocalAddr: &net.UDPAddr{IP: other.IP}}
+	if c, err := d.Dial("udp", netip.AddrPortFrom(t.canary, 443).String()); err == nil {
+		defer c.Close()
+		for range 3 {
+			_, _ = c.Write([]byte(secret))
+		}
+	}
+	return false, nil
+}
+
+// flushed removes every rule in the namespace, again and again, and uses the
+// moments until Weir has put them back.
+func flushed(t target) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, err
+	}
+	for range 5 {
+		c.FlushRuleset()
+		if err := c.Flush(); err != nil {
+			return false, err
+		}
+		if err := errors.Join(send("udp", t.canary, 443), raw(t.canary, unix.IPPROTO_ICMP, []byte{8, 0, 0, 0})); err != nil {
+			return false, err
+		}
+		if got, err := dial("tcp", t.canary, t.open, 0); got || err != nil {
+			return got, err
+		}
+	}
+	return false, nil
+}
+
+// serve answers on an address, so that an attempt that gets through is seen.
+func (l *lab) serve(in func(func() error) error, at netip.AddrPort) error {
+	var listener net.Listener
+	if err := in(func() (err error) { listener, err = net.Listen("tcp", at.String()); return }); err != nil {
+		return err
+	}
+	l.undo = append(l.undo, listener.Close)
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(5 * time.Second))
+				if n, _ := c.Read(make([]byte, 64)); n > 0 {
+					fmt.Fprintln(c, "reached")
+				}
+			}()
+		}
+	}()
+	return nil
+}
+
+// requireRoot says what is missing before anything is made.
+func requireRoot(context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("the self-test makes network namespaces and needs root: sudo weir selftest")
+	}
+	return nil
+}
