@@ -275,6 +275,7 @@ type Weir struct {
 	exited chan error
 	env    []string   // of the daemon, beside the test's own
 	files  []*os.File // of the daemon, from descriptor 3 on
+	binary string     // of daemon and clients
 }
 
 // startWeir starts a daemon whose resolver is the test's DNS server. Its
@@ -289,7 +290,7 @@ func startWeir(t testing.TB, config string) *Weir {
 // newWeir prepares a daemon without starting it.
 func newWeir(t testing.TB, config string) *Weir {
 	t.Helper()
-	w := &Weir{t: t, dir: t.TempDir()}
+	w := &Weir{t: t, dir: t.TempDir(), binary: weirBinary}
 	w.socket = filepath.Join(w.dir, "weir.sock")
 	config = "dns:\n  upstreams: [\"" + DNSAddress + ":53\"]\n" + config
 	if err := os.WriteFile(filepath.Join(w.dir, "config.yaml"), []byte(config), 0o600); err != nil {
@@ -316,7 +317,7 @@ func newWeir(t testing.TB, config string) *Weir {
 func (w *Weir) start() {
 	w.t.Helper()
 	// The shell becomes the daemon, so that $$ is the daemon's pid.
-	w.cmd = exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh", weirBinary, "serve", "--data-dir", filepath.Join(w.dir, "data"), "--socket", w.socket,
+	w.cmd = exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh", w.binary, "serve", "--data-dir", filepath.Join(w.dir, "data"), "--socket", w.socket,
 		"--config", filepath.Join(w.dir, "config.yaml"), "--http", "127.0.0.1:0")
 	w.cmd.Stdout, w.cmd.Stderr = w.log, w.log
 	w.cmd.Env, w.cmd.ExtraFiles = append(os.Environ(), w.env...), w.files
@@ -379,7 +380,7 @@ func (w *Weir) detachAll() {
 func (w *Weir) try(args ...string) (string, int) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, weirBinary, append([]string{"--socket", w.socket}, args...)...)
+	cmd := exec.CommandContext(ctx, w.binary, append([]string{"--socket", w.socket}, args...)...)
 	// The race detector otherwise makes every client linger for a second.
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	out, err := cmd.CombinedOutput()
