@@ -81,7 +81,7 @@ func ParseDocument(name string, text []byte) (*Document, []Warning, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	r := &documentReader{source: name}
+	r := &documentReader{source: name, reader: newReader()}
 	r.collectAnchors(root)
 	rs := r.document(root)
 	if len(r.problems) > 0 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // checkConflicts finds endpoints that could judge the same request with equal
@@ -21,13 +22,12 @@ func (d *documentReader) checkConflicts(all []endpointSource) {
 			if !ea.Inspected() && !eb.Inspected() || ea.Protocol == eb.Protocol && ea.Audit == eb.Audit || !endpointsMeet(a, b) {
 				continue
 			}
-			line, _ := nodePosition(a.at)
-			other := fmt.Sprintf("the endpoint of network_policies.%s on line %d", ea.Policy, line)
+			other := a.String()
 			switch {
 			case !eb.Inspected():
-				d.warn(b.at, "requests to this endpoint are inspected all the same, and denied where nothing allows them, because of %s", other)
+				d.warnUninspected(b, a)
 			case !ea.Inspected():
-				d.warn(b.at, "requests to %s, which has no protocol, are inspected all the same, because of this one", other)
+				d.warnUninspected(a, b)
 			case ea.Protocol != eb.Protocol:
 				d.fail(b.at, "this endpoint has protocol: %s, but %s covers the same requests with equal rank and protocol: %s; give one a more specific path", eb.Protocol, other, ea.Protocol)
 			default:
@@ -35,6 +35,53 @@ func (d *documentReader) checkConflicts(all []endpointSource) {
 			}
 		}
 	}
+}
+
+// warnUninspected says what becomes of requests to an endpoint that is not
+// inspected where one that is matches as well: the more specific rule wins.
+func (d *documentReader) warnUninspected(open, inspected *endpointSource) {
+	if open.first < inspected.last {
+		d.warn(open.at, "connections that this endpoint allows are not inspected, because it is more specific than %s, which would inspect them", inspected)
+		return
+	}
+	d.warn(open.at, "requests to this endpoint are inspected all the same where %s matches too, and denied where nothing allows them", inspected)
+}
+
+// checkPlain finds plain rules that let pass uninspected what an endpoint would
+// inspect. One warning for each rule is enough.
+func (d *documentReader) checkPlain(plain []plainSource, endpoints []endpointSource) {
+	for i := range plain {
+		p := &plain[i]
+		if p.rule.Action != ActionAllow || p.entry.transports&overTCP == 0 || len(d.warnings) >= maxProblems {
+			continue
+		}
+		rank := p.entry.specificity()
+		j := slices.IndexFunc(endpoints, func(e endpointSource) bool {
+			return e.rule.Endpoint.Inspected() && rank < e.last && p.meets(&e)
+		})
+		if j >= 0 {
+			d.warn(p.at, "connections that this rule allows are not inspected, because it is more specific than %s, which would inspect them", &endpoints[j])
+		}
+	}
+}
+
+// meets reports whether one connection could fall under both.
+func (p *plainSource) meets(e *endpointSource) bool {
+	if !slices.ContainsFunc(e.ports, func(port int) bool { return p.entry.ports.contains(uint16(port)) }) {
+		return false
+	}
+	same := false
+	switch d := &p.entry.dest; d.kind {
+	case exactly:
+		same = e.host.match(d.name)
+	case below:
+		same = componentsMeet(append([]string{"*", "**"}, strings.Split(d.name, ".")...), e.labels)
+	case within:
+		same = componentsMeet(append([]string{"**"}, strings.Split(d.name, ".")...), e.labels)
+	case address, network:
+		same = slices.ContainsFunc(e.addresses(), d.prefix.Overlaps)
+	}
+	return same && programsMeet(p.rule.Binaries, e.rule.Binaries)
 }
 
 func enforcement(e *Endpoint) string {
@@ -88,6 +135,12 @@ func destinationsMeet(a, b *endpointSource) bool {
 	}
 	pa, pb := a.addresses(), b.addresses()
 	return slices.ContainsFunc(pa, func(p netip.Prefix) bool { return slices.ContainsFunc(pb, p.Overlaps) })
+}
+
+// String names the endpoint, for a person.
+func (e *endpointSource) String() string {
+	line, _ := nodePosition(e.at)
+	return fmt.Sprintf("the endpoint of network_policies.%s on line %d", e.rule.Endpoint.Policy, line)
 }
 
 func (e *endpointSource) addresses() []netip.Prefix {

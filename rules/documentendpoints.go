@@ -16,6 +16,9 @@ type endpointSource struct {
 	labels []string     // components of host
 	addr   netip.Prefix // of a host that is an address
 	ports  []int
+	// first and last are the ranks of the rule's entries that win most and
+	// least often.
+	first, last rank
 }
 
 // networkPolicies reads the endpoints of all policies.
@@ -161,7 +164,36 @@ func (d *documentReader) endpoint(policy string, binaries []string, n ast.Node) 
 		Binaries: binaries, Action: ActionAllow, Endpoint: e,
 	})
 	s.rule = rule
+	if ok {
+		s.first, s.last = d.ranks(n, &rule)
+	}
 	return s, ok
+}
+
+// ranks returns the lowest and the highest rank of the entries of an
+// endpoint's rule.
+func (d *documentReader) ranks(n ast.Node, r *Rule) (first, last rank) {
+	e := d.entry(n, r)
+	if e.dest.kind != listed {
+		return e.specificity(), e.specificity()
+	}
+	for i, p := range r.Endpoint.AllowedIPs {
+		e.dest = networkDestination(p)
+		rank := e.specificity()
+		if i == 0 {
+			first = rank
+		}
+		first, last = min(first, rank), max(last, rank)
+	}
+	return first, last
+}
+
+// entry reads a rule that stands at n and is canonical.
+func (d *documentReader) entry(n ast.Node, r *Rule) (e entry) {
+	if err := d.reader.read(r, &e); err != nil {
+		d.fail(n, "%v", err)
+	}
+	return e
 }
 
 // credentials reads the keys of other programs' policies that are about

@@ -18,6 +18,7 @@ type documentReader struct {
 	warnings []Warning
 	anchors  map[string]ast.Node
 	nodes    int // read so far
+	reader   *reader
 }
 
 func (d *documentReader) fail(n ast.Node, format string, args ...any) {

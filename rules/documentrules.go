@@ -9,7 +9,7 @@ import (
 
 // document reads the top level.
 func (d *documentReader) document(root ast.Node) []Rule {
-	var plain []Rule
+	var plain []plainSource
 	var endpoints []endpointSource
 	ignored := func(section string) func(ast.Node) {
 		return func(n ast.Node) {
@@ -35,22 +35,34 @@ func (d *documentReader) document(root ast.Node) []Rule {
 		d.warn(root, "no version; read as version: 1")
 	}
 	d.checkConflicts(endpoints)
-	for _, e := range endpoints {
-		plain = append(plain, e.rule)
+	d.checkPlain(plain, endpoints)
+	var out []Rule
+	for _, p := range plain {
+		out = append(out, p.rule)
 	}
-	return plain
+	for _, e := range endpoints {
+		out = append(out, e.rule)
+	}
+	return out
+}
+
+// plainSource is a plain rule with where it stands in the document.
+type plainSource struct {
+	rule  Rule
+	entry entry
+	at    ast.Node
 }
 
 // plainRules reads the rules of layers 3 and 4.
-func (d *documentReader) plainRules(n ast.Node) []Rule {
+func (d *documentReader) plainRules(n ast.Node) []plainSource {
 	if d.isNull(n) {
 		return nil
 	}
 	items, _ := d.sequence(n, "rules")
-	var out []Rule
+	var out []plainSource
 	for _, item := range items {
 		if r, ok := d.plainRule(item); ok {
-			out = append(out, r)
+			out = append(out, plainSource{r, d.entry(item, &r), item})
 		}
 	}
 	return out
