@@ -179,8 +179,9 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 			case <-serveCtx.Done():
 				return
 			case <-l.again:
-				l.proxy.Rejudge()
+				// First the requests, so that theirs are the events that say why.
 				l.relay.Rejudge()
+				l.proxy.Rejudge()
 			}
 		}
 	})

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -101,27 +100,6 @@ func parseUpstream(s string) (netip.AddrPort, error) {
 		return server, fmt.Errorf("%q: want an address such as 9.9.9.9, 9.9.9.9:53 or [2620:fe::fe]:53", s)
 	}
 	return server, nil
-}
-
-// roots are whom servers must be certified by; nil: the system's.
-func (c *config) roots() (*x509.CertPool, error) {
-	if len(c.TLS.ExtraRoots) == 0 {
-		return nil, nil
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, fmt.Errorf("the system's certificate authorities: %w", err)
-	}
-	for _, file := range c.TLS.ExtraRoots {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("tls.extra_roots: %w", err)
-		}
-		if !roots.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("tls.extra_roots: %s holds no PEM certificate", file)
-		}
-	}
-	return roots, nil
 }
 
 func (c *config) retention() store.Retention {

@@ -113,7 +113,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	roots, err := config.roots()
+	roots, err := proxy.LoadRoots(config.TLS.ExtraRoots...)
 	if err != nil {
 		return err
 	}
