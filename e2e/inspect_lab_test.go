@@ -215,6 +215,7 @@ type Reply struct {
 	Status       int
 	Proto, Event string
 	Body, Failed string
+	GRPC         string // Grpc-Status
 
 	Got  string // raw
 	Open bool

@@ -1,10 +1,11 @@
 // Client is a program for the tests that runs inside containers and speaks
 // HTTP in ways that curl does not.
 //
-//	client request [-2] [-X METHOD] [-H "Name: value"]... [-chunked] URL <BODY
+//	client request [-2] [-X METHOD] [-H "Name: value"]... [-chunked] [-target T] URL <BODY
 //	client authorities HOST:PORT PATH AUTHORITY...
 //	client raw [-plain] HOST:PORT <BYTES
 //	client ws [-protocol P] URL <LINES
+//	client ech HOST:PORT INNERNAME
 //
 // Every answer is one line of JSON.
 package main
@@ -13,7 +14,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
 	"crypto/tls"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -21,7 +25,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,11 +38,11 @@ func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	commands := map[string]func(context.Context, []string) error{
-		"request": request, "authorities": authorities, "raw": raw, "ws": ws,
+		"request": request, "authorities": authorities, "raw": raw, "ws": ws, "ech": ech,
 	}
 	var err error
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		err = errors.New("want request, authorities, raw or ws")
+		err = errors.New("want request, authorities, raw, ws or ech")
 	} else {
 		err = commands[os.Args[1]](ctx, os.Args[2:])
 	}
@@ -72,7 +78,8 @@ func transport(h2 bool) *http.Transport {
 func show(res *http.Response) error {
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
-	say(map[string]any{"status": res.StatusCode, "proto": res.Proto, "event": res.Header.Get("X-Weir-Event"), "body": string(body)})
+	say(map[string]any{"status": res.StatusCode, "proto": res.Proto, "event": res.Header.Get("X-Weir-Event"),
+		"grpc": res.Header.Get("Grpc-Status"), "body": string(body)})
 	return err
 }
 
@@ -82,6 +89,7 @@ func request(ctx context.Context, args []string) error {
 	h2 := flags.Bool("2", false, "HTTP/2")
 	method := flags.String("X", "POST", "method")
 	chunked := flags.Bool("chunked", false, "length not said")
+	target := flags.String("target", "", "send this instead of what the URL says, HTTP/1 and 2 alike")
 	flags.Var(h, "H", "header field")
 	flags.Parse(args)
 	text, err := io.ReadAll(os.Stdin)
@@ -100,6 +108,13 @@ func request(ctx context.Context, args []string) error {
 		return err
 	}
 	req.Header = h.Header
+	if *target != "" {
+		// Opaque is sent as it is.
+		req.URL = &url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Opaque: *target}
+		if strings.HasPrefix(*target, "//") {
+			return fmt.Errorf("%q would be read as an authority", *target)
+		}
+	}
 	res, err := transport(*h2).RoundTrip(req)
 	if err != nil {
 		return err
@@ -144,7 +159,8 @@ func authorities(ctx context.Context, args []string) error {
 	return nil
 }
 
-// raw sends bytes as they are and prints everything that comes.
+// raw sends bytes as they are and prints everything that comes, until the other
+// side closes or, having answered, is silent for a while.
 func raw(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("raw", flag.ExitOnError)
 	plain := flags.Bool("plain", false, "no TLS")
@@ -163,11 +179,19 @@ func raw(ctx context.Context, args []string) error {
 		return err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(4 * time.Second))
 	if _, err := c.Write(text); err != nil {
 		return err
 	}
-	got, err := io.ReadAll(c)
+	var got []byte
+	for wait := 15 * time.Second; ; wait = 3 * time.Second {
+		c.SetReadDeadline(time.Now().Add(wait))
+		b := make([]byte, 64<<10)
+		var n int
+		n, err = c.Read(b)
+		if got = append(got, b[:n]...); err != nil {
+			break
+		}
+	}
 	var timeout net.Error
 	say(map[string]any{"got": string(got), "open": errors.As(err, &timeout) && timeout.Timeout()})
 	return nil
@@ -212,4 +236,33 @@ func ws(ctx context.Context, args []string) error {
 		}
 		got = append(got, string(message))
 	}
+}
+
+// ech says hello with the real name encrypted (RFC 9849) and HOST as the outer one.
+func ech(ctx context.Context, args []string) error {
+	host, _, err := net.SplitHostPort(args[0])
+	if err != nil {
+		return err
+	}
+	key, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	prefixed := func(b []byte) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...) }
+	contents := slices.Concat(
+		[]byte{1, 0, 0x20}, // id; DHKEM(X25519, HKDF-SHA256)
+		prefixed(key.PublicKey().Bytes()),
+		prefixed([]byte{0, 1, 0, 1}), // HKDF-SHA256, AES-128-GCM
+		[]byte{64, byte(len(host))}, []byte(host),
+		[]byte{0, 0}, // no extensions
+	)
+	list := prefixed(append([]byte{0xfe, 0x0d}, prefixed(contents)...))
+	config := &tls.Config{ServerName: args[1], EncryptedClientHelloConfigList: list, MinVersion: tls.VersionTLS13}
+	c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", args[0])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	say(map[string]any{"got": "handshake complete"})
+	return nil
 }
