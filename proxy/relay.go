@@ -173,10 +173,10 @@ func (c *intercepted) serveTLS(ctx context.Context) error {
 
 func (c *intercepted) refusedByClient(err error) error {
 	if alert, ok := errors.AsType[tls.AlertError](err); ok {
-		return fmt.Errorf("the client refused Weir's certificate for %s (%w): run \"weir ca install\" for the container, or give the endpoint tls: skip", c.host, alert)
+		return fmt.Errorf("the client refused Weir's certificate for %s (%w): run \"weir ca install\" for the container, or leave the protocol out of its endpoint, which is then not inspected", c.host, alert)
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
-		return fmt.Errorf("the client refused Weir's certificate for %s (%v): run \"weir ca install\" for the container, or give the endpoint tls: skip", c.host, op.Err)
+		return fmt.Errorf("the client refused Weir's certificate for %s (%v): run \"weir ca install\" for the container, or leave the protocol out of its endpoint, which is then not inspected", c.host, op.Err)
 	}
 	return fmt.Errorf("the TLS handshake with the client failed: %w", err)
 }
