@@ -174,13 +174,21 @@ func TestAttachUnderFireLetsNothingPassUndecided(t *testing.T) {
 	}
 }
 
-// How long an attach takes is measured with the binary that users run.
-func TestAttachIsQuick(t *testing.T) {
-	newOutside(t)
+// startPlainWeir starts a daemon without the race detector, which makes
+// everything slower by an order of magnitude.
+func startPlainWeir(t testing.TB) *Weir {
+	t.Helper()
 	w := newWeir(t, "")
 	w.binary = filepath.Join(t.TempDir(), "weir")
 	run(t, "go", "build", "-o", w.binary, "../cmd/weir")
 	w.start()
+	return w
+}
+
+// How long an attach takes is measured with the binary that users run.
+func TestAttachIsQuick(t *testing.T) {
+	newOutside(t)
+	w := startPlainWeir(t)
 	box := newBox(t, "--network", newNetwork(t))
 	docker := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) {
 		return net.Dial("unix", "/var/run/docker.sock")
