@@ -257,6 +257,11 @@ func (c *Conductor) compile(a *attachment, now time.Time) {
 	if s := rules.Current(c.sessions, a.who(), now); s != nil {
 		stack.Layers = append(stack.Layers, c.layers[s.ID])
 		stack.AllowAll, stack.Session = s.AllowAll, s.ID
+		var err error
+		if stack.Inspect, err = rules.InspectLayer(s.Inspect); err != nil {
+			// Checked when the session was made: nothing is looked into.
+			c.logger.Error("hosts to look into", "session", s.ID, "error", err)
+		}
 	}
 	a.policy.Store(rules.Compile(stack))
 	a.rejudge()

@@ -27,6 +27,7 @@ type Spec struct {
 	Container string        // id, unique id prefix or name; need not be attached yet
 	TTL       time.Duration // 0 is DefaultTTL; at most MaxTTL
 	AllowAll  bool
+	Inspect   []string     // HOST or HOST:PORT: whose requests learning mode looks at; only with AllowAll
 	Rules     []rules.Rule // action "" is allow
 	Policy    []byte       // policy document, YAML or JSON; nil: none
 	Labels    map[string]string
@@ -66,6 +67,13 @@ func (c *Conductor) CreateSession(ctx context.Context, spec Spec) (Session, erro
 		ID: spec.ID, Created: now, Expires: now.Add(spec.TTL), TTL: spec.TTL,
 		AllowAll: spec.AllowAll, Labels: spec.Labels,
 	}
+	var err error
+	if s.Inspect, err = inspectHosts(spec.Inspect); err != nil {
+		return Session{}, err
+	}
+	if len(s.Inspect) > 0 && !s.AllowAll {
+		return Session{}, invalid("inspect_hosts go with allow_all: in enforcement the policy's endpoints say what is inspected")
+	}
 	var warnings []string
 	for i, r := range spec.Rules {
 		if r.Action == "" {
@@ -89,7 +97,6 @@ func (c *Conductor) CreateSession(ctx context.Context, spec Spec) (Session, erro
 			warnings = append(warnings, one.String())
 		}
 	}
-	var err error
 	if s.Container, err = c.literal(ctx, spec.Container); err != nil {
 		return Session{}, err
 	}

@@ -77,11 +77,9 @@ func (s *Store) PutSession(ctx context.Context, session Session, now time.Time) 
 	if err != nil {
 		return Session{}, err
 	}
-	inspect := ""
-	if len(session.Inspect) > 0 {
-		if inspect, err = asJSON(session.Inspect); err != nil {
-			return Session{}, err
-		}
+	inspect, err := inspectText(session.Inspect)
+	if err != nil {
+		return Session{}, err
 	}
 	var stored Session
 	err = s.write(ctx, "storing a session", synced, func(ctx context.Context, tx *sql.Tx) error {
@@ -213,6 +211,27 @@ func (s *Store) EndSession(ctx context.Context, id string, now time.Time) error 
 		}
 		return deleteRulesOfEnded(ctx, tx)
 	})
+}
+
+// SetInspect replaces the hosts that a live session looks into. ErrNotFound if
+// there is no session with this id that is live at now.
+func (s *Store) SetInspect(ctx context.Context, id string, hosts []string, now time.Time) error {
+	text, err := inspectText(hosts)
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, "changing a session", synced, func(ctx context.Context, tx *sql.Tx) error {
+		return liveSession(id, changed(tx.ExecContext(ctx,
+			`UPDATE sessions SET inspect = ? WHERE id = ? AND ended IS NULL AND expires > ?`, text, id, micros(now))))
+	})
+}
+
+// inspectText is how a session's hosts to look into are kept.
+func inspectText(hosts []string) (string, error) {
+	if len(hosts) == 0 {
+		return "", nil
+	}
+	return asJSON(hosts)
 }
 
 func liveSession(id string, err error) error {
