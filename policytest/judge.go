@@ -4,135 +4,150 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 
+	"weir/proxy"
 	"weir/rules"
 )
 
 // judge says how a case's request would fare.
 func (s *situation) judge(c testCase) (rules.Decision, error) {
 	r := c.Request
-	now := s.file.Now
+	now := s.file.Now.Time
 	if !c.At.IsZero() {
-		now = c.At
+		now = c.At.Time
 	}
-	if r.Container == "" {
-		return rules.Decision{}, errors.New("request: no container")
+	a, err := s.connection(r)
+	if err != nil {
+		return rules.Decision{}, err
 	}
-	a := rules.Attempt{Request: rules.Request{
-		Time: now, Container: rules.Container{ID: r.Container, Name: r.Container},
-		Transport: rules.Transport(cmp.Or(r.Transport, string(rules.TCP))), Port: uint16(cmp.Or(r.Port, 443)),
-	}}
-	if r.Port < 0 || r.Port > 65535 {
-		return rules.Decision{}, fmt.Errorf("request: port %d: want 1 to 65535", r.Port)
+	a.Time = now
+	if err := s.destination(&a, r); err != nil {
+		return rules.Decision{}, err
 	}
-	if t := a.Transport; t != rules.TCP && t != rules.UDP {
-		return rules.Decision{}, fmt.Errorf("request: transport %q: want tcp or udp", r.Transport)
+	sent, err := r.requests()
+	if err != nil {
+		return rules.Decision{}, err
+	}
+	p := s.policy(a.Container, now)
+	if len(sent) > 0 && sent[0].problem != "" && a.Claim.Kind == rules.ClaimHTTP {
+		// Without TLS this is what the connection itself begins with.
+		a.Claim = rules.Claim{Kind: rules.ClaimBroken, Problem: sent[0].problem}
+	}
+	d, _ := p.Judge(a)
+	for _, one := range sent {
+		if d.Verdict == rules.Deny || d.Verdict == rules.Allow && (d.Would == nil || d.Would.Verdict != rules.Inspect) {
+			return d, nil // settled by the connection alone
+		}
+		if of := s.request(p, a, d, one); of.Verdict != rules.Allow || one.last {
+			return of, nil
+		}
+	}
+	return d, nil
+}
+
+// connection states what is known before the destination.
+func (s *situation) connection(r request) (a rules.Attempt, err error) {
+	port := 443
+	if r.Port != nil {
+		port = *r.Port
+	}
+	a.Request = rules.Request{
+		Container: rules.Container{ID: r.Container, Name: r.Container},
+		Transport: rules.Transport(cmp.Or(r.Transport, string(rules.TCP))), Port: uint16(port),
+	}
+	switch {
+	case r.Container == "":
+		return a, errors.New("no container")
+	case port < 1 || port > 65535:
+		return a, fmt.Errorf("port: %d: want 1 to 65535", port)
+	case a.Transport != rules.TCP && a.Transport != rules.UDP:
+		return a, fmt.Errorf("transport: %q: want tcp or udp", r.Transport)
+	case len(r.Ancestors) > 0 && r.Binary == "":
+		return a, errors.New("ancestors: of which binary? give it too")
+	case r.Method == "" && r.Raw == "" && (r.Target != "" || r.Headers != nil || r.Body != "" || r.BodyBase64 != ""):
+		return a, errors.New("target, headers and body belong to a request: give its method")
 	}
 	if r.Binary != "" {
 		a.Program = &rules.Program{Path: r.Binary, Ancestors: r.Ancestors}
 	}
-	if err := s.destination(&a, r); err != nil {
-		return rules.Decision{}, fmt.Errorf("request: %w", err)
-	}
-	refused, err := r.http(&a)
-	if err != nil {
-		return rules.Decision{}, fmt.Errorf("request: %w", err)
-	}
-	d, _ := s.policy(a.Container, now).Judge(a)
-	if refused != "" && d.Verdict == rules.Inspect {
-		// The connection is let in, and what it then carries is refused as it is read.
-		d = rules.Decision{Layer: rules.Default, Reason: refused}
-	}
-	return d, nil
+	return a, nil
 }
 
 // destination fills in address, names and what the client claims.
 func (s *situation) destination(a *rules.Attempt, r request) error {
 	host := strings.Trim(r.Host, "[]")
-	if addr, err := netip.ParseAddr(host); err == nil {
-		if r.Address != "" && r.Address != host {
-			return fmt.Errorf("host %s is an address and differs from address %s", host, r.Address)
-		}
-		a.Addr = addr
-		return s.claim(a, r, "")
+	given, err := netip.ParseAddr(r.Address)
+	if r.Address != "" && err != nil {
+		return fmt.Errorf("address: %q: want an IPv4 or IPv6 address", r.Address)
 	}
-	if r.Address != "" {
-		addr, err := netip.ParseAddr(r.Address)
-		if err != nil {
-			return err
-		}
-		a.Addr = addr
-		if a.Names, err = s.names(r.Container, addr, a.Time); err != nil {
-			return err
-		}
-		return s.claim(a, r, host)
-	}
-	if host == "" {
+	named := host
+	switch addr, err := netip.ParseAddr(host); {
+	case err == nil && given.IsValid() && given != addr:
+		return fmt.Errorf("host: %s is an address and differs from address %s", host, given)
+	case err == nil:
+		a.Addr, named = addr, ""
+	case given.IsValid():
+		a.Addr, a.Names = given, s.names(r.Container, given, a.Time)
+	case host == "":
 		return errors.New("neither host nor address")
+	default:
+		// A host that is malformed cannot have been resolved; the decision
+		// says so.
+		a.Names = []string{host}
 	}
-	// A host that is malformed cannot have been resolved; the decision says so.
-	a.Names = []string{host}
-	return s.claim(a, r, host)
-}
-
-// claim is what the client's first bytes say.
-func (s *situation) claim(a *rules.Attempt, r request, host string) error {
 	switch {
 	case r.SNI != nil:
 		a.Claim = rules.Claim{Kind: rules.ClaimTLS, Name: *r.SNI}
-	case host != "" && r.Port == 80:
-		a.Claim = rules.Claim{Kind: rules.ClaimHTTP, Name: host}
-	case host != "":
-		a.Claim = rules.Claim{Kind: rules.ClaimTLS, Name: host}
-	case r.Method != "" || r.Raw != "":
-		a.Claim = rules.Claim{Kind: rules.ClaimTLS}
+	case a.Port == 80 && (named != "" || r.Method != "" || r.Raw != ""):
+		a.Claim = rules.Claim{Kind: rules.ClaimHTTP, Name: named}
+	case named != "" || r.Method != "" || r.Raw != "":
+		a.Claim = rules.Claim{Kind: rules.ClaimTLS, Name: named}
 	}
 	return nil
 }
 
-// get returns the values of a header.
-func (h headers) get(name string) []string {
-	var values []string
-	for _, pair := range h {
-		if strings.EqualFold(pair[0], name) {
-			values = append(values, pair[1])
+// request judges one request of a connection that conn let in to be inspected,
+// or that learning mode lets pass.
+func (s *situation) request(p *rules.Policy, a rules.Attempt, conn rules.Decision, r sent) rules.Decision {
+	refuse := func(why string) rules.Decision {
+		d := rules.Decision{Layer: rules.Default, Reason: why, Host: conn.Host}
+		if conn.Verdict == rules.Allow { // learning
+			learned := conn
+			learned.Would = &d
+			return learned
+		}
+		return d
+	}
+	host := cmp.Or(conn.Host, a.Addr.Unmap().String())
+	if conn.Would != nil && conn.Host == "" {
+		host = cmp.Or(conn.Would.Host, host)
+	}
+	message := r.method == rules.MethodWebSocketText || r.method == rules.MethodWebSocketBinary
+	switch why := proxy.Misdirected(r.authority, host, a.Port); {
+	case r.problem != "":
+		return refuse(r.problem)
+	case why != "":
+		return refuse(why)
+	case r.method == http.MethodConnect:
+		return refuse("CONNECT asks the server to be a proxy, and what would go through it cannot be judged")
+	case r.upgrade != "" && r.upgrade != "websocket" && !message:
+		return refuse(fmt.Sprintf("an upgrade to %q cannot be inspected and is never relayed", r.upgrade))
+	}
+	a.ContentType, a.ContentEncoding = r.joined("Content-Type"), r.joined("Content-Encoding")
+	a.Subprotocol = cmp.Or(r.joined("Sec-WebSocket-Protocol"), "graphql-transport-ws")
+	a.Body = r.body
+	for _, method := range append(proxy.MethodOverrides(r.method, r.header), r.method) {
+		a.HTTP = &rules.HTTPRequest{Method: method, Target: r.target, Upgrade: r.upgrade}
+		d, _ := p.Judge(a)
+		if d.Verdict == rules.Inspect {
+			d.Verdict = rules.Deny // nothing is left to look at
+		}
+		if d.Verdict == rules.Deny || method == r.method {
+			return d
 		}
 	}
-	return values
-}
-
-// joined is a header as the relay reads it: several lines count as a list.
-func (h headers) joined(name string) string { return strings.Join(h.get(name), ", ") }
-
-// http fills in the request that the connection carries. The text returned
-// says why the relay would refuse to read it.
-func (r request) http(a *rules.Attempt) (refused string, err error) {
-	h := r.Headers
-	method, target := r.Method, cmp.Or(r.Target, "/")
-	body, err := r.body()
-	if err != nil {
-		return "", err
-	}
-	if r.Raw != "" {
-		if r.Method != "" || r.Target != "" || h != nil || len(body) > 0 {
-			return "", errors.New("raw stands instead of method, target, headers and body")
-		}
-		if method, target, h, body, err = readRaw(r.Raw); err != nil {
-			return err.Error(), nil
-		}
-	}
-	if method == "" {
-		return "", nil
-	}
-	a.HTTP = &rules.HTTPRequest{Method: method, Target: target}
-	a.ContentType, a.ContentEncoding = h.joined("content-type"), h.joined("content-encoding")
-	if slices.ContainsFunc(h.get("connection"), func(v string) bool { return strings.Contains(strings.ToLower(v), "upgrade") }) || len(h.get("upgrade")) > 0 {
-		a.HTTP.Upgrade = strings.ToLower(h.joined("upgrade"))
-	}
-	a.Subprotocol = cmp.Or(h.joined("sec-websocket-protocol"), "graphql-transport-ws")
-	a.Body = body
-	return "", nil
+	return conn
 }

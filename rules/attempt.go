@@ -49,9 +49,14 @@ func (p *Policy) Judge(a Attempt) (Decision, []graphql.Operation) {
 	}
 	operations, err := a.classify(needs.Endpoint)
 	if err != nil {
-		d.Verdict, d.NeedBody, d.Audit, d.Would = Deny, false, false, nil
-		d.Reason = err.Error()
-		return d, nil
+		needs.Verdict, needs.NeedBody, needs.Audit, needs.Would = Deny, false, false, nil
+		needs.Reason = err.Error()
+		if d.Verdict == Allow { // learning mode, which lets through what it cannot read
+			d.Would = &needs
+			return d, nil
+		}
+		needs.Trace = d.Trace
+		return needs, nil
 	}
 	r.Stage, r.Operations = GraphQL, operations
 	return p.Explain(r), operations
