@@ -188,7 +188,8 @@ func (p *Policy) unnarrowed(q *query) Decision {
 }
 
 // nameless judges a TLS or HTTP flow whose client names no host although the
-// protocol has a place for it: rules that allow by name do not help it.
+// protocol has a place for it: rules that allow by name do not help it, rules
+// for the address do.
 func (p *Policy) nameless(q *query, kind ClaimKind) Decision {
 	names := q.names
 	if len(names) == 0 {
@@ -198,6 +199,17 @@ func (p *Policy) nameless(q *query, kind ClaimKind) Decision {
 	var won outcome
 	for _, q.host = range names {
 		o := p.judge(q)
+		if !o.needProgram && o.finding == allowedByName {
+			// A rule for the address may allow it all the same; rules that deny
+			// the name still count.
+			byName := o
+			q.unproven = true
+			o = p.judge(q)
+			q.unproven = false
+			if !o.needProgram && o.finding.denies() {
+				o = byName
+			}
+		}
 		if !o.needProgram && (o.finding == allowedByName || o.finding == inspected && o.entry.dest.named()) {
 			return deny(q, Default, fmt.Sprintf("the client's %s names no host, and %s allows it by name", kind, o.entry.reason))
 		}

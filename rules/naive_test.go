@@ -367,6 +367,11 @@ func (n *naive) each(q *Request, relay, nameNeeded bool) (string, *Rule) {
 	verdict, rule := "", (*Rule)(nil)
 	for _, host := range names {
 		a := n.walk(q, host, false)
+		if nameNeeded && !a.need && a.what == "name" {
+			if other := n.walk(q, host, true); other.need || !other.denies() {
+				a = other
+			}
+		}
 		if nameNeeded && !a.need && (a.what == "name" || a.what == "inspect" && naiveIsName(a.rule.Destination)) {
 			return "deny", nil
 		}
