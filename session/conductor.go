@@ -145,7 +145,7 @@ func (c *Conductor) load(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("stored global policy %s: %w", p.Name, err)
 		}
-		c.documents[p.Name] = document{doc, p.Updated}
+		c.documents[p.Name] = newDocument(p.Name, doc, p.Updated)
 	}
 	sessions, err := c.store.Sessions(ctx, store.SessionFilter{LiveAt: now})
 	if err != nil {

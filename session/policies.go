@@ -17,6 +17,15 @@ import (
 type document struct {
 	*rules.Document
 	updated time.Time
+	rules   []rules.Rule // of the document, as they count in the layer; never changed
+}
+
+func newDocument(name string, doc *rules.Document, updated time.Time) document {
+	all := documentRules(doc, name+"/", updated)
+	for i := range all {
+		all[i].Source = rules.Global
+	}
+	return document{doc, updated, all}
 }
 
 // Policy is a policy document of the global layer: its rules come before
@@ -47,7 +56,7 @@ func (c *Conductor) SetPolicy(ctx context.Context, name string, text []byte) (p 
 		return p, false, invalid("policy %s: %w", name, err)
 	}
 	now := c.now()
-	change, created, err := c.putDocument(ctx, name, document{doc, now})
+	change, created, err := c.putDocument(ctx, name, newDocument(name, doc, now))
 	if err != nil {
 		return p, false, err
 	}

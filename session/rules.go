@@ -145,15 +145,14 @@ func (c *Conductor) publish(change uint64) error {
 // globalRules are those of the global layer: rules by themselves, then those
 // of documents by the documents' names. mu is held.
 func (c *Conductor) globalRules() []rules.Rule {
-	all := c.global[:len(c.global):len(c.global)]
+	lists := [][]rules.Rule{c.global}
 	for _, name := range slices.Sorted(maps.Keys(c.documents)) {
-		d := c.documents[name]
-		for _, r := range documentRules(d.Document, name+"/", d.updated) {
-			r.Source = rules.Global
-			all = append(all, r)
-		}
+		lists = append(lists, c.documents[name].rules)
 	}
-	return all
+	if len(lists) == 1 {
+		return c.global[:len(c.global):len(c.global)]
+	}
+	return slices.Concat(lists...)
 }
 
 // RuleFilter selects rules. Empty fields do not filter.
