@@ -68,6 +68,11 @@ func (c *Client) Attachments(ctx context.Context) (list []Attachment, err error)
 	return list, c.call(ctx, "GET", "/v1/attachments", nil, &list)
 }
 
+// Attachment returns one attached container.
+func (c *Client) Attachment(ctx context.Context, container string) (a Attachment, err error) {
+	return a, c.call(ctx, "GET", "/v1/attachments/"+url.PathEscape(container), nil, &a)
+}
+
 // Detach gives a container its network back.
 func (c *Client) Detach(ctx context.Context, container string) error {
 	return c.call(ctx, "DELETE", "/v1/attachments/"+url.PathEscape(container), nil, nil)
@@ -134,6 +139,35 @@ func (c *Client) EffectivePolicy(ctx context.Context, container string) (Effecti
 	var p EffectivePolicy
 	err := c.call(ctx, "GET", "/v1/policy/"+url.PathEscape(container), nil, &p)
 	return p, err
+}
+
+// Learn returns the policy document that admits what a container was seen
+// doing at since (zero: ever) or later.
+func (c *Client) Learn(ctx context.Context, container string, since time.Time, suffix bool) (text []byte, err error) {
+	q := url.Values{}
+	if !since.IsZero() {
+		q.Set("since", since.UTC().Format(time.RFC3339Nano))
+	}
+	if suffix {
+		q.Set("suffix", "true")
+	}
+	return text, c.call(ctx, "GET", "/v1/learn/"+url.PathEscape(container)+"?"+q.Encode(), nil, &text)
+}
+
+// Replay asks what a policy document would have made of what a container was
+// seen doing at since (zero: ever) or later.
+func (c *Client) Replay(ctx context.Context, container string, since time.Time, policy string) (r Replay, err error) {
+	q := url.Values{}
+	if !since.IsZero() {
+		q.Set("since", since.UTC().Format(time.RFC3339Nano))
+	}
+	return r, c.call(ctx, "POST", "/v1/replay/"+url.PathEscape(container)+"?"+q.Encode(), ReplayRequest{Policy: PolicyString(policy)}, &r)
+}
+
+// SetInspect replaces the hosts whose requests a session in learning mode
+// looks at.
+func (c *Client) SetInspect(ctx context.Context, session string, hosts []string) (s Session, err error) {
+	return s, c.call(ctx, "PUT", "/v1/sessions/"+url.PathEscape(session)+"/inspect", InspectRequest{InspectHosts: hosts}, &s)
 }
 
 // CA returns the interception authority.
@@ -264,6 +298,10 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	if out == nil || resp.StatusCode == http.StatusNoContent {
 		return nil
+	}
+	if text, ok := out.(*[]byte); ok {
+		*text, err = io.ReadAll(resp.Body)
+		return err
 	}
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
 		return fmt.Errorf("%s %s: the daemon's answer is not readable: %w", method, path, err)

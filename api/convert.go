@@ -35,7 +35,7 @@ func mode(allowAll bool) string {
 func sessionOf(s session.Session) Session {
 	return Session{
 		ID: s.ID, Container: s.Container, CreatedAt: s.Created, ExpiresAt: s.Expires, AllowAll: s.AllowAll,
-		Current: s.Current, RulesCreated: s.RuleCount(), Labels: s.Labels, Warnings: s.Warnings,
+		InspectHosts: s.Inspect, Current: s.Current, RulesCreated: s.RuleCount(), Labels: s.Labels, Warnings: s.Warnings,
 	}
 }
 

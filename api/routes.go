@@ -106,6 +106,8 @@ func (s *Server) routes(api huma.API) {
 	route(api, "POST", "/v1/explain", "What would be decided now, and why", s.explain)
 	route(api, "GET", "/v1/dns/{container}", "Names that a container resolved and that still count", s.names)
 
+	s.learning(api)
+
 	route(api, "GET", "/v1/ca", "The interception authority", s.ca)
 	route(api, "PUT", "/v1/ca/{container}", "Make the programs in a container trust the authority", s.installCA)
 	route(api, "DELETE", "/v1/ca/{container}", "Undo what made them trust it", s.uninstallCA)
@@ -160,7 +162,7 @@ func (s *Server) detach(ctx context.Context, in *containerPath) (*struct{}, erro
 func (s *Server) createSession(ctx context.Context, in *in[SessionRequest]) (*out[Session], error) {
 	b := in.Body
 	spec := session.Spec{
-		ID: b.ID, Container: b.Container, AllowAll: b.AllowAll, Labels: b.Labels,
+		ID: b.ID, Container: b.Container, AllowAll: b.AllowAll, Inspect: b.InspectHosts, Labels: b.Labels,
 		TTL: seconds(b.TTLSeconds),
 	}
 	for _, r := range b.NetworkRules {

@@ -69,6 +69,7 @@ type SessionRequest struct {
 	Container    string            `json:"container" minLength:"1" doc:"literal id or name; need not be attached yet"`
 	TTLSeconds   int64             `json:"ttl_seconds,omitempty" doc:"default 900, at most 86400"`
 	AllowAll     bool              `json:"allow_all,omitempty" doc:"learning mode: let everything pass and record it"`
+	InspectHosts []string          `json:"inspect_hosts,omitempty" doc:"HOST or HOST:PORT: whose requests learning mode looks at, which takes clients that trust the authority; only with allow_all"`
 	NetworkRules []SessionRule     `json:"network_rules,omitempty"`
 	Policy       PolicyText        `json:"policy,omitempty" doc:"a policy document, as an object or as YAML in a string"`
 	Labels       map[string]string `json:"labels,omitempty"`
@@ -81,10 +82,39 @@ type Session struct {
 	CreatedAt    time.Time         `json:"created_at"`
 	ExpiresAt    time.Time         `json:"expires_at"`
 	AllowAll     bool              `json:"allow_all"`
+	InspectHosts []string          `json:"inspect_hosts,omitempty"`
 	Current      bool              `json:"current" doc:"whether this is the session that counts for its container now"`
 	RulesCreated int               `json:"rules_created"`
 	Labels       map[string]string `json:"labels,omitempty"`
 	Warnings     []string          `json:"warnings,omitempty"`
+}
+
+// InspectRequest sets the hosts whose requests a session in learning mode
+// looks at.
+type InspectRequest struct {
+	InspectHosts []string `json:"inspect_hosts" doc:"HOST or HOST:PORT; none to look at no requests any more"`
+}
+
+// ReplayRequest asks what a policy would have made of what was seen.
+type ReplayRequest struct {
+	Policy PolicyText `json:"policy" doc:"a policy document: an object, or a string with YAML or JSON; it is tried as that of the session, below the global rules in force"`
+}
+
+// Replay is what a policy would have made of what was seen.
+type Replay struct {
+	Same    int      `json:"same" doc:"attempts that would be answered as they were"`
+	Denied  []Change `json:"denied" doc:"were allowed and would be denied"`
+	Allowed []Change `json:"allowed" doc:"were denied and would be allowed"`
+	Unknown []Change `json:"unknown" doc:"connections whose requests would be judged one by one, and none was seen"`
+}
+
+// Change is something that a policy would answer otherwise than it was answered.
+type Change struct {
+	What   string    `json:"what"`
+	Binary string    `json:"binary,omitempty"`
+	Reason string    `json:"reason" doc:"what the policy says"`
+	Count  int       `json:"count"`
+	Last   time.Time `json:"last"`
 }
 
 // HeartbeatRequest extends a session.

@@ -18,6 +18,7 @@ type sessionFlags struct {
 	id       string
 	ttl      time.Duration
 	allowAll bool
+	inspect  []string
 	policy   string
 	allow    []string
 	deny     []string
@@ -28,6 +29,7 @@ func (f *sessionFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.DurationVar(&f.ttl, "ttl", 15*time.Minute, "how long the session lives without a heartbeat, at most 24h")
 	flags.BoolVar(&f.allowAll, "allow-all", false, "learning: let everything pass and record it")
+	flags.StringArrayVar(&f.inspect, "inspect", nil, "while learning, look at the requests to `HOST[:PORT]`; repeatable (see 'weir ca install')")
 	flags.StringVar(&f.policy, "policy", "", "policy document, a YAML or JSON `FILE`")
 	flags.StringArrayVar(&f.allow, "allow", nil, "allow `DEST[:PORTS]`: a name, *.name, an address or CIDR; repeatable")
 	flags.StringArrayVar(&f.deny, "deny", nil, "deny `DEST[:PORTS]`; repeatable")
@@ -36,7 +38,7 @@ func (f *sessionFlags) register(cmd *cobra.Command) {
 
 // request turns the flags into an API request for container.
 func (f *sessionFlags) request(container string) (api.SessionRequest, error) {
-	r := api.SessionRequest{ID: f.id, Container: container, AllowAll: f.allowAll}
+	r := api.SessionRequest{ID: f.id, Container: container, AllowAll: f.allowAll, InspectHosts: f.inspect}
 	if f.ttl < time.Second || f.ttl%time.Second != 0 {
 		return r, usage("--ttl %s: want whole seconds, at least one", f.ttl)
 	}
@@ -94,7 +96,7 @@ Connections that were open before are cut and listed.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			wantSession := false
-			for _, name := range []string{"ttl", "allow-all", "policy", "allow", "deny", "session", "label"} {
+			for _, name := range []string{"ttl", "allow-all", "inspect", "policy", "allow", "deny", "session", "label"} {
 				wantSession = wantSession || cmd.Flags().Changed(name)
 			}
 			request, err := f.request(args[0])

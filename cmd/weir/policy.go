@@ -16,7 +16,7 @@ import (
 
 func newPolicy(c *common) *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Policy documents"}
-	cmd.AddCommand(policyCheck(c), policyShow(c), policySet(c), policyUnset(c), policyList(c))
+	cmd.AddCommand(policyCheck(c), policyShow(c), policySet(c), policyUnset(c), policyList(c), policyReplay(c))
 	return cmd
 }
 
