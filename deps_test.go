@@ -40,7 +40,7 @@ var mayImport = map[string]struct {
 	"dnsmap":     {[]string{"audit", "rules", "graphql"}, "the shim asks a policy that it is handed"},
 	"proxy":      {[]string{"audit", "rules", "graphql"}, "the data path takes small functions, so that it can be tested over plain sockets"},
 	"trust":      {[]string{"container"}, "it writes into a container's files, through the one door there is to them"},
-	"session": {[]string{"trust", "proxy", "dnsmap", "redirect", "container", "store", "audit", "rules", "graphql"},
+	"session": {[]string{"learn", "trust", "proxy", "dnsmap", "redirect", "container", "store", "audit", "rules", "graphql"},
 		"the conductor is the one place where the parts meet"},
 	"learn":      {[]string{"audit", "rules", "graphql"}, "events in, a policy out; who asks for it is handed the text"},
 	"selftest":   {[]string{"api"}, "it attacks a running daemon as a client of its API"},

@@ -49,6 +49,9 @@ func commands(t *testing.T) map[string]command {
 		}
 		if m := usageLine.FindStringSubmatch(help); m != nil {
 			for _, word := range strings.Fields(strings.TrimPrefix(m[1], c.path)) {
+				if strings.HasPrefix(word, "-") {
+					break // flags that cannot be left out
+				}
 				if word != "[flags]" && word != "[command]" {
 					c.many = strings.HasSuffix(word, "...")
 					c.words = append(c.words, word)
