@@ -342,5 +342,7 @@ var (
 
 // serverConfig is TLS for a server with these names.
 func serverConfig(a *Authority, names ...string) *tls.Config {
-	return &tls.Config{Certificates: []tls.Certificate{a.certificate(names...)}}
+	return tlsOf(a.certificate(names...))
 }
+
+func tlsOf(c tls.Certificate) *tls.Config { return &tls.Config{Certificates: []tls.Certificate{c}} }

@@ -65,7 +65,7 @@ func TestServersThatAreNotWhoTheySayGetNoRequest(t *testing.T) {
 		s := &servers[i]
 		address := fmt.Sprintf("198.51.100.%d", 60+i)
 		o.addName(s.name, address)
-		s.recorder = o.record(address+":443", &tls.Config{Certificates: []tls.Certificate{s.cert}}, nil)
+		s.recorder = o.record(address+":443", tlsOf(s.cert), nil)
 		policy += "      - {host: " + s.name + ", port: 443, path: /, protocol: rest, access: full}\n"
 		policy += "      - {host: " + s.name + ", port: 443, path: /graphql, protocol: graphql, access: full}\n"
 	}
@@ -124,8 +124,8 @@ func TestUninspectedTLSIsRelayedEndToEnd(t *testing.T) {
 	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, clients
 	mutual := o.record("198.51.100.80:443", config, nil)
 	pinned := outside.certificate("pinned.example", "looked.example")
-	o.record("198.51.100.81:443", &tls.Config{Certificates: []tls.Certificate{pinned}}, nil)
-	looked := o.record("198.51.100.82:443", &tls.Config{Certificates: []tls.Certificate{pinned}}, nil)
+	o.record("198.51.100.81:443", tlsOf(pinned), nil)
+	looked := o.record("198.51.100.82:443", tlsOf(pinned), nil)
 	key := pinned.PrivateKey.(crypto.Signer).Public()
 	spki, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
