@@ -226,7 +226,7 @@ while True: c,_=s.accept(); c.send(b"nested"); c.close()`)()
 
 // With only lo there is a way to the listeners, and it goes with Close.
 func TestNetworkNone(t *testing.T) {
-	for _, lo := range []string{"up", "down"} {
+	for _, lo := range []string{"up", "down", "down; ip addr flush dev lo"} {
 		t.Run("lo "+lo, func(t *testing.T) {
 			l := newLab(t)
 			l.namespace("ct")

@@ -35,6 +35,8 @@ type links struct {
 	inside *netlink.Handle
 	host   *netlink.Handle
 	hostNS *NetNS
+	// loWasBare: giveRoutes brought lo up, and it had no IPv4 address before.
+	loWasBare bool
 }
 
 func openLinks(ns, host *NetNS) (*links, error) {

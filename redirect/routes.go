@@ -31,6 +31,11 @@ func (l *links) giveRoutes() (broughtUp bool, err error) {
 		return false, fmt.Errorf("find lo: %w", err)
 	}
 	if lo.Attrs().Flags&net.FlagUp == 0 {
+		addrs, err := dump(func() ([]netlink.Addr, error) { return l.inside.AddrList(lo, netlink.FAMILY_V4) })
+		if err != nil {
+			return false, fmt.Errorf("list the addresses of lo: %w", err)
+		}
+		l.loWasBare = len(addrs) == 0
 		if err := l.inside.LinkSetUp(lo); err != nil {
 			return false, fmt.Errorf("bring lo up: %w", err)
 		}
@@ -101,7 +106,9 @@ func (l *links) takeRoutes() error {
 	return errors.Join(errs...)
 }
 
-// takeLoopback takes lo down again.
+// takeLoopback takes lo down again, and away from it 127.0.0.1/8, if that is
+// what the kernel gave it when it came up (inetdev_event in
+// net/ipv4/devinet.c) and leaves on it; ::1 goes by itself.
 func (l *links) takeLoopback() error {
 	lo, err := l.inside.LinkByIndex(loopbackIndex)
 	if err != nil {
@@ -109,6 +116,13 @@ func (l *links) takeLoopback() error {
 	}
 	if err := l.inside.LinkSetDown(lo); err != nil {
 		return fmt.Errorf("take lo down: %w", err)
+	}
+	if !l.loWasBare {
+		return nil
+	}
+	kernels := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(127, 0, 0, 1), Mask: net.CIDRMask(8, 32)}}
+	if err := l.inside.AddrDel(lo, kernels); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("take the kernel's address off lo: %w", err)
 	}
 	return nil
 }
