@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"weir/audit"
@@ -32,8 +33,14 @@ func (c *Conductor) restore(ctx context.Context) error {
 			gone = true
 		}
 		switch {
-		case s.Desired == store.Detached || gone:
+		case s.Desired == store.Detached:
 			err = c.finishDetach(ctx, s, found)
+		case gone:
+			heirs, listErr := c.heirs(ctx, s.NetNS)
+			if err = listErr; len(heirs) > 0 {
+				_, _, err = c.attach(ctx, heirs[0], heirs[0].ID)
+			}
+			err = errors.Join(err, c.finishDetach(ctx, s, found))
 		case err == nil:
 			_, _, err = c.attach(ctx, found, s.Ref)
 			if err != nil {
@@ -231,12 +238,27 @@ func (c *Conductor) stopped(ctx context.Context, id string) {
 func (c *Conductor) removed(ctx context.Context, id string) {
 	c.mu.Lock()
 	a := c.attachments[id]
+	live := a != nil && a.live != nil
 	c.mu.Unlock()
 	if a == nil {
 		return
 	}
+	var heirs []container.Container
+	if live {
+		var err error
+		if heirs, err = c.heirs(ctx, a.netnsID.String()); err != nil && len(heirs) == 0 {
+			c.logger.Error("a removed container stays attached: whether others use its network is not known", "container", a.Name, "error", err)
+			return
+		}
+	}
 	c.attaching.Lock()
 	defer c.attaching.Unlock()
+	if len(heirs) > 0 {
+		c.dropForTakeover(a)
+		if _, _, err := c.attach(ctx, heirs[0], heirs[0].ID); err != nil {
+			c.logger.Error("attaching who shared a removed container's network; it stays without egress", "container", heirs[0].Name, "error", err)
+		}
+	}
 	c.dropLive(a)
 	// One that waited since the daemon's start may have a lock from before it.
 	if err := redirect.Remove(nil, lockName(id)); err != nil {
@@ -258,6 +280,14 @@ func (c *Conductor) removed(ctx context.Context, id string) {
 	}
 	c.lifecycle(id, "", "container removed")
 	delete(c.attachments, id)
+}
+
+// heirs are the running containers that live on in a namespace. When the one
+// that it was attached as is gone, one of them takes its place: they must not
+// come free. The sessions were the other's, and end with it.
+func (c *Conductor) heirs(ctx context.Context, netns string) ([]container.Container, error) {
+	all, err := c.config.Runtimes.List(ctx)
+	return slices.DeleteFunc(all, func(o container.Container) bool { return !o.Running || o.NetNSID.String() != netns }), err
 }
 
 // renamed keeps patterns over names true.
