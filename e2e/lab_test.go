@@ -422,6 +422,7 @@ type Event struct {
 	Would                                       *struct{ Verdict, Reason string }
 
 	ID         int64
+	Time       time.Time
 	Binary     string
 	Operations []Operation
 }
