@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,7 +57,11 @@ type config struct {
 // be there.
 func loadConfig(path string) (*config, error) {
 	c := &config{}
-	c.Events.MaxAge, c.Events.MaxMB = 30*24*time.Hour, 1024
+	defer func() {
+		// After reading: a key without a value, and an empty file, mean the default.
+		c.Events.MaxAge = cmp.Or(c.Events.MaxAge, 30*24*time.Hour)
+		c.Events.MaxMB = cmp.Or(c.Events.MaxMB, 1024)
+	}()
 	file := path
 	if file == "" {
 		file = defaultConfig
@@ -86,6 +91,11 @@ func loadConfig(path string) (*config, error) {
 	} {
 		if n < 0 {
 			return nil, fmt.Errorf("%s: %s: want no negative value; leave it out for the default", file, key)
+		}
+	}
+	for key, d := range map[string]time.Duration{"events.max_age": c.Events.MaxAge, "limits.idle": c.Limits.Idle} {
+		if d > 0 && d < time.Second {
+			return nil, fmt.Errorf("%s: %s: %s is too short; want a duration with a unit, such as 720h or 5m", file, key, d)
 		}
 	}
 	return c, nil

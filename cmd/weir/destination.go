@@ -29,7 +29,7 @@ func splitDestination(s string) (dest, ports string, err error) {
 		return s, "", nil
 	}
 	dest, ports, found := strings.Cut(s, ":")
-	if found && ports == "" || dest == "" || strings.Contains(ports, ":") {
+	if found && ports == "" || dest == "" || strings.Trim(ports, "0123456789,-* ") != "" {
 		return "", "", usage("%q: want DEST or DEST:PORTS, with an IPv6 address in brackets: [2001:db8::1]:443", s)
 	}
 	return dest, ports, nil

@@ -15,7 +15,7 @@ func newTest(c *common) *cobra.Command {
 		Long: `Run policy tests: files that state a situation (sessions, rules, what was
 resolved) and what must come of each request. Keep them beside your policies.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var report policytest.Report
+			report := policytest.Report{Failures: []policytest.Failure{}}
 			for _, file := range args {
 				one, err := policytest.Run(file)
 				if err != nil {
