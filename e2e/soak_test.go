@@ -35,6 +35,8 @@ func newNamespace(t *testing.T) string {
 	run(t, "ip", "netns", "add", name)
 	t.Cleanup(func() { try("ip", "netns", "del", name) })
 	run(t, "ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+	// No addresses that the kernel would still be making up while it is looked at.
+	run(t, "ip", "-n", name, "link", "set", "eth0", "addrgenmode", "none")
 	run(t, "ip", "-n", name, "link", "set", "lo", "up")
 	run(t, "ip", "-n", name, "addr", "add", "198.19.7.2/24", "dev", "eth0")
 	run(t, "ip", "-n", name, "link", "set", "eth0", "up")
