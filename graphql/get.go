@@ -2,6 +2,7 @@ package graphql
 
 import (
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -46,6 +47,17 @@ func readParameters(raw string) ([]parameter, error) {
 		params = append(params, p)
 	}
 	return params, nil
+}
+
+// InURL reports whether a URL's query string carries a request, or a part of
+// one, or what some server could take for that. A request that is something
+// else by its header, an upgrade say, is then two things at once.
+func InURL(rawQuery string) bool {
+	params, err := readParameters(rawQuery)
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(params, func(p parameter) bool { return p.control })
 }
 
 func unescape(s string) (string, error) {

@@ -76,6 +76,9 @@ func (j *requestJudge) judge(offered []*Rule) Decision {
 	if why := j.impossible(first); why != "" {
 		return j.deny(chosen[0], why)
 	}
+	if j.twofold(first, denying) {
+		return j.malformedBy(chosen[0], "an upgrade to WebSocket whose URL also carries a GraphQL request, which a server that does not upgrade would run")
+	}
 	audited, denied := j.denied(chosen, denying)
 	if denied && !audited.Audit {
 		return audited
@@ -169,6 +172,20 @@ func (j *requestJudge) impossible(e *Endpoint) string {
 	return ""
 }
 
+// twofold reports whether an upgrade is a GraphQL request as well.
+func (j *requestJudge) twofold(e *Endpoint, denying []*Rule) bool {
+	if j.upgrade == "" || j.method != "GET" {
+		return false
+	}
+	_, query, _ := strings.Cut(j.target.text, "?")
+	counts := e.Protocol == ProtocolGraphQL || slices.ContainsFunc(denying, deniesGraphQL)
+	return counts && graphql.InURL(query)
+}
+
+func deniesGraphQL(r *Rule) bool {
+	return r.Endpoint.Protocol == ProtocolGraphQL && len(r.Endpoint.Deny) > 0
+}
+
 // needsBody reports whether operations that are not known yet count.
 func (j *requestJudge) needsBody(e *Endpoint, denying []*Rule) bool {
 	if j.classified || j.upgrade != "" && j.method == "GET" {
@@ -177,9 +194,7 @@ func (j *requestJudge) needsBody(e *Endpoint, denying []*Rule) bool {
 	if e.Protocol == ProtocolGraphQL {
 		return j.method == "GET" || j.method == "POST" || j.method == MethodWebSocketText
 	}
-	return slices.ContainsFunc(denying, func(r *Rule) bool {
-		return r.Endpoint.Protocol == ProtocolGraphQL && len(r.Endpoint.Deny) > 0
-	})
+	return slices.ContainsFunc(denying, deniesGraphQL)
 }
 
 // denied applies the deny_rules of every endpoint with a matching path. A
