@@ -340,6 +340,8 @@ func TestAnAttachedContainer(t *testing.T) {
 		{`"destination":"api.example.com","method":"POST","target":"/graphql","body":"{\"query\":\"{viewer{login}}\"}"`, "allow", "session", ""},
 		{`"destination":"api.example.com","method":"POST","target":"/graphql","headers":{"content-type":"text/plain"},"body":"{\"query\":\"{viewer{login}}\"}"`, "deny", "session", "text/plain"},
 		{`"destination":"api.example.com","method":"POST","target":"/graphql","body":"{\"query\":\"mutation { deleteRepository }\"}"`, "deny", "session", "mutation"},
+		{`"destination":"api.example.com","method":"POST","target":"/graphql","headers":{"HOST":"evil.example"},"body":"{\"query\":\"{viewer{login}}\"}"`, "deny", "default", "evil.example"},
+		{`"destination":"api.example.com","method":"POST","target":"/graphql","headers":{"X-HTTP-Method-Override":"DELETE"},"body":"{\"query\":\"{viewer{login}}\"}"`, "deny", "session", "overrides the method POST"},
 	} {
 		d := into[Decision](s.send("POST", "/v1/explain", `{"container":"`+ref+`",`+c.ask+`}`), 200)
 		if d.Verdict != c.verdict || d.Layer != c.layer || !strings.Contains(d.Reason, c.says) || len(d.Trace) == 0 {

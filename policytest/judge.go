@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"strings"
 
@@ -36,13 +35,18 @@ func (s *situation) judge(c testCase) (rules.Decision, error) {
 		// Without TLS this is what the connection itself begins with.
 		a.Claim = rules.Claim{Kind: rules.ClaimBroken, Problem: sent[0].problem}
 	}
-	d, _ := p.Judge(a)
+	d, _ := proxy.JudgeAttempt(p, a, nil)
+	inspected := d.Verdict == rules.Inspect || d.Would != nil && d.Would.Verdict == rules.Inspect
+	if !inspected {
+		return d, nil
+	}
+	conn := d
 	for _, one := range sent {
-		if d.Verdict == rules.Deny || d.Verdict == rules.Allow && (d.Would == nil || d.Would.Verdict != rules.Inspect) {
-			return d, nil // settled by the connection alone
+		if one.problem != "" {
+			return proxy.Refused(conn, one.problem), nil
 		}
-		if of := s.request(p, a, d, one); of.Verdict != rules.Allow || one.last {
-			return of, nil
+		if d, _ = proxy.JudgeAttempt(p, a, &one.RawRequest); d.Verdict != rules.Allow {
+			return d, nil
 		}
 	}
 	return d, nil
@@ -107,47 +111,4 @@ func (s *situation) destination(a *rules.Attempt, r request) error {
 		a.Claim = rules.Claim{Kind: rules.ClaimTLS, Name: named}
 	}
 	return nil
-}
-
-// request judges one request of a connection that conn let in to be inspected,
-// or that learning mode lets pass.
-func (s *situation) request(p *rules.Policy, a rules.Attempt, conn rules.Decision, r sent) rules.Decision {
-	refuse := func(why string) rules.Decision {
-		d := rules.Decision{Layer: rules.Default, Reason: why, Host: conn.Host}
-		if conn.Verdict == rules.Allow { // learning
-			learned := conn
-			learned.Would = &d
-			return learned
-		}
-		return d
-	}
-	host := cmp.Or(conn.Host, a.Addr.Unmap().String())
-	if conn.Would != nil && conn.Host == "" {
-		host = cmp.Or(conn.Would.Host, host)
-	}
-	message := r.method == rules.MethodWebSocketText || r.method == rules.MethodWebSocketBinary
-	switch why := proxy.Misdirected(r.authority, host, a.Port); {
-	case r.problem != "":
-		return refuse(r.problem)
-	case why != "":
-		return refuse(why)
-	case r.method == http.MethodConnect:
-		return refuse("CONNECT asks the server to be a proxy, and what would go through it cannot be judged")
-	case r.upgrade != "" && r.upgrade != "websocket" && !message:
-		return refuse(fmt.Sprintf("an upgrade to %q cannot be inspected and is never relayed", r.upgrade))
-	}
-	a.ContentType, a.ContentEncoding = r.joined("Content-Type"), r.joined("Content-Encoding")
-	a.Subprotocol = cmp.Or(r.joined("Sec-WebSocket-Protocol"), "graphql-transport-ws")
-	a.Body = r.body
-	for _, method := range append(proxy.MethodOverrides(r.method, r.header), r.method) {
-		a.HTTP = &rules.HTTPRequest{Method: method, Target: r.target, Upgrade: r.upgrade}
-		d, _ := p.Judge(a)
-		if d.Verdict == rules.Inspect {
-			d.Verdict = rules.Deny // nothing is left to look at
-		}
-		if d.Verdict == rules.Deny || method == r.method {
-			return d
-		}
-	}
-	return conn
 }

@@ -15,18 +15,9 @@ import (
 
 // sent is one request, or one WebSocket message, as the relay has read it.
 type sent struct {
-	method    string // upper case
-	target    string
-	authority string // "": the connection's own
-	upgrade   string // lower case
-	header    http.Header
-	body      []byte
-	problem   string // why the relay does not take it; "" when it does
-	last      bool
+	proxy.RawRequest
+	problem string // why it could not be read; "" when it was
 }
-
-// joined is a field as the relay reads it: several lines count as a list.
-func (r *sent) joined(name string) string { return strings.Join(r.header.Values(name), ", ") }
 
 // requests are what the connection carries; none when the case is about the
 // connection alone.
@@ -44,13 +35,13 @@ func (r request) requests() ([]sent, error) {
 	if r.Method == "" {
 		return nil, nil
 	}
-	one := sent{method: strings.ToUpper(r.Method), target: cmp.Or(r.Target, "/"), body: body, last: true}
-	if one.header, err = header(r.Headers); err != nil {
+	one := sent{RawRequest: proxy.RawRequest{Method: r.Method, Target: cmp.Or(r.Target, "/"), Body: body}}
+	if one.Header, err = header(r.Headers); err != nil {
 		return nil, fmt.Errorf("headers: %w", err)
 	}
-	one.authority = one.header.Get("Host")
-	one.upgrade = strings.ToLower(one.joined("Upgrade"))
-	if len(one.header.Values("Host")) > 1 {
+	one.Authority = one.Header.Get("Host")
+	one.Upgrade = strings.ToLower(strings.Join(one.Header.Values("Upgrade"), ", "))
+	if len(one.Header.Values("Host")) > 1 {
 		one.problem = "malformed request: more than one Host field"
 	}
 	return []sent{one}, nil
@@ -105,18 +96,14 @@ func readRaw(raw string) (all []sent, err error) {
 		var bad *proxy.MalformedRequest
 		switch {
 		case errors.As(err, &bad):
-			return append(all, sent{problem: bad.Error(), last: true}), nil
+			return append(all, sent{problem: bad.Error()}), nil
 		case err != nil:
 			return nil, err
 		}
-		one := sent{
-			method: read.Method, target: read.Target, authority: read.Authority, upgrade: read.Upgrade,
-			header: read.Header, body: read.Body,
-		}
+		all = append(all, sent{RawRequest: *read})
 		rest, _ := in.Peek(in.Buffered())
 		// The line break that ends a block of YAML is no request.
-		one.last = strings.Trim(string(rest), "\r\n") == ""
-		if all = append(all, one); one.last {
+		if strings.Trim(string(rest), "\r\n") == "" {
 			return all, nil
 		}
 	}

@@ -4,11 +4,8 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"strconv"
-	"strings"
 )
 
 // A RawRequest is one HTTP/1 request as the relay reads it.
@@ -67,26 +64,4 @@ func rawError(err error) error {
 		return &MalformedRequest{"the request breaks off"}
 	}
 	return err
-}
-
-// Misdirected says why the relay answers a request with 421 whose Host field
-// is authority, on a connection that was judged for host, a canonical name or
-// an address, and port. "" means that it does not.
-func Misdirected(authority, host string, port uint16) string {
-	c := intercepted{host: host, nameAndPort: net.JoinHostPort(host, strconv.Itoa(int(port)))}
-	c.in.Request.Port = port
-	return c.misdirected(authority)
-}
-
-// MethodOverrides returns the methods, in upper case, that header fields ask
-// servers to take in the place of method. The relay judges each of them too.
-func MethodOverrides(method string, h http.Header) (others []string) {
-	for name, values := range h {
-		for _, value := range values {
-			if overridesMethod(name) && !strings.EqualFold(value, method) {
-				others = append(others, strings.ToUpper(value))
-			}
-		}
-	}
-	return others
 }

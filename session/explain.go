@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"weir/graphql"
+	"weir/proxy"
 	"weir/rules"
 )
 
@@ -46,7 +48,7 @@ func (c *Conductor) Explain(ctx context.Context, q Question) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	d, operations := a.policy.Load().Judge(attempt)
+	d, operations := proxy.JudgeAttempt(a.policy.Load(), attempt, q.request())
 	return Answer{Decision: d, Operations: operations, Hints: hints(a, q, d)}, nil
 }
 
@@ -74,25 +76,23 @@ func (c *Conductor) attempt(a *attachment, q Question) (rules.Attempt, error) {
 			attempt.Claim.Kind = rules.ClaimHTTP
 		}
 	}
-	if q.Method == "" {
-		return attempt, nil
-	}
-	attempt.HTTP = &rules.HTTPRequest{Method: q.Method, Target: cmp.Or(q.Target, "/")}
-	for name, value := range q.Headers {
-		switch strings.ToLower(name) {
-		case "content-type":
-			attempt.ContentType = value
-		case "content-encoding":
-			attempt.ContentEncoding = value
-		case "upgrade":
-			attempt.HTTP.Upgrade = strings.ToLower(value)
-		}
-	}
-	if q.Body != "" && attempt.ContentType == "" {
-		attempt.ContentType = "application/json"
-	}
-	attempt.Body = []byte(q.Body)
 	return attempt, nil
+}
+
+// request is what the connection would carry; nil when that is not asked.
+func (q Question) request() *proxy.RawRequest {
+	if q.Method == "" {
+		return nil
+	}
+	r := &proxy.RawRequest{Method: q.Method, Target: cmp.Or(q.Target, "/"), Header: http.Header{}, Body: []byte(q.Body)}
+	for name, value := range q.Headers {
+		r.Header.Set(name, value)
+	}
+	if q.Body != "" && r.Header.Get("Content-Type") == "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	r.Authority, r.Upgrade = r.Header.Get("Host"), strings.ToLower(r.Header.Get("Upgrade"))
+	return r
 }
 
 // destination fills in name and address: an address is asked about with the
