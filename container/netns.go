@@ -92,12 +92,16 @@ func netNSOf(f *os.File) (NetNSID, error) {
 	return NetNSID{Dev: uint64(st.Dev), Ino: st.Ino}, nil
 }
 
+// ownNetNS is the namespace of this process, read from the calling thread:
+// /proc/self is the main thread, which may be at work in another one.
+const ownNetNS = "/proc/thread-self/ns/net"
+
 // isHostNetNS reports whether id is the namespace of the host's first process
 // or of this one.
 func isHostNetNS(id NetNSID) (bool, error) {
-	for _, path := range []string{"/proc/self/ns/net", "/proc/1/ns/net"} {
+	for _, path := range []string{ownNetNS, "/proc/1/ns/net"} {
 		f, host, err := openNetNS(path)
-		if errors.Is(err, fs.ErrPermission) && path != "/proc/self/ns/net" {
+		if errors.Is(err, fs.ErrPermission) && path != ownNetNS {
 			// An init with capabilities that this process was not given: then
 			// our own namespace, from which connections are made, has to do.
 			continue

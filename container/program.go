@@ -61,7 +61,7 @@ func OpenPrograms(ns *os.File, inits func() []int) (*Programs, error) {
 	if p.own, err = os.Readlink("/proc/self/ns/pid"); err != nil {
 		return nil, fmt.Errorf("read own pid namespace: %w", err)
 	}
-	if p.host, err = os.Readlink("/proc/self/ns/net"); err != nil {
+	if p.host, err = os.Readlink(ownNetNS); err != nil {
 		return nil, fmt.Errorf("read own network namespace: %w", err)
 	}
 	if p.sockets, err = openSockets(ns); err != nil {

@@ -44,8 +44,9 @@ func identify(file *os.File) (*NetNS, error) {
 	return &NetNS{file: file, id: fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)}, nil
 }
 
-// own opens the namespace of the calling process.
-func own() (*NetNS, error) { return Open("/proc/self/ns/net") }
+// own opens the namespace of this process. It asks for the calling thread's:
+// /proc/self is the main thread, which do may have sent elsewhere.
+func own() (*NetNS, error) { return Open("/proc/thread-self/ns/net") }
 
 // ID is the namespace's identity, "device:inode" of its file in decimal. It is
 // unique among the namespaces alive at one time.
