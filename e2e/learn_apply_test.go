@@ -56,15 +56,18 @@ func registry(t testing.TB, base string, names ...string) http.Handler {
 // a container, where they are /opt/node and /opt/npm.
 func npmProgram(t testing.TB) []string {
 	t.Helper()
-	node, err := exec.LookPath("node")
-	if err != nil {
-		t.Fatal(err)
+	program := func(name string) string {
+		file, err := exec.LookPath(name)
+		if err == nil {
+			file, err = filepath.EvalSymlinks(file)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file
 	}
-	if node, err = filepath.EvalSymlinks(node); err != nil {
-		t.Fatal(err)
-	}
-	root := strings.TrimSpace(run(t, "npm", "root", "-g"))
-	return []string{"-v", node + ":/opt/node:ro", "-v", root + "/npm:/opt/npm:ro"}
+	// The npm that is installed is a link to npm/bin/npm-cli.js.
+	return []string{"-v", program("node") + ":/opt/node:ro", "-v", filepath.Dir(filepath.Dir(program("npm"))) + ":/opt/npm:ro"}
 }
 
 // attempt is one line for testdata/attempts.py.
