@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -51,6 +52,10 @@ func (f *sessionFlags) request(container string) (api.SessionRequest, error) {
 			dest, ports, err := splitDestination(d)
 			if err != nil {
 				return r, err
+			}
+			// Checked here as well: before anything is attached.
+			if _, _, err := rules.Canonical(rules.Rule{Source: rules.Session, Destination: dest, Ports: ports, Action: rules.Action(list.action)}); err != nil {
+				return r, fmt.Errorf("--%s %s: %w", list.action, d, err)
 			}
 			r.NetworkRules = append(r.NetworkRules, api.SessionRule{Destination: dest, Ports: ports, Action: list.action})
 		}
@@ -104,6 +109,8 @@ Connections that were open before are cut and listed.`,
 				return err
 			}
 			client, ctx := c.client(), cmd.Context()
+			_, err = client.Attachment(ctx, args[0])
+			fresh := err != nil
 			a, err := client.Attach(ctx, args[0])
 			if err != nil {
 				return err
@@ -115,8 +122,11 @@ Connections that were open before are cut and listed.`,
 			if wantSession {
 				request.Container = a.ContainerID
 				s, err := client.CreateSession(ctx, request)
+				if err != nil && fresh {
+					return undoAttach(context.WithoutCancel(ctx), client, a, err)
+				}
 				if err != nil {
-					return fmt.Errorf("%s is attached and denied by default, but its session was refused: %w", a.Name, err)
+					return fmt.Errorf("%s stays attached as it was, its session was refused: %w", a.Name, err)
 				}
 				out.Session, out.SessionID = &s, s.ID
 				if s.AllowAll {
@@ -146,6 +156,15 @@ Connections that were open before are cut and listed.`,
 	cmd.Flags().StringVar(&f.id, "session", "", "`ID` of the session; an existing one is replaced")
 	f.register(cmd)
 	return cmd
+}
+
+// undoAttach takes an attach back whose session was refused, so that the
+// command does all of what it was asked for or nothing.
+func undoAttach(ctx context.Context, client *api.Client, a api.Attachment, refused error) error {
+	if err := client.Detach(ctx, a.ContainerID); err != nil {
+		return fmt.Errorf("%s is attached and denied by default: its session was refused (%w), and so was the detach: %w", a.Name, refused, err)
+	}
+	return fmt.Errorf("%s was not attached, its session was refused: %w", a.Name, refused)
 }
 
 func newDetach(c *common) *cobra.Command {
