@@ -111,11 +111,12 @@ func TestRulesAndSessionsThatCannotBe(t *testing.T) {
 		w.refuses(refused{[]string{"attach", box.Name, "--allow", pattern}, code, []string{want}})
 		w.refuses(refused{[]string{"session", "create", box.Name, "--allow", pattern}, code, []string{want}})
 	}
-	for _, ports := range []string{"0", "90-80", "70000", "ssh", "80-", "-80", "80,,81"} {
+	for _, ports := range []string{"0", "90-80", "70000", "80-", "-80", "80,,81"} {
 		w.refuses(refused{[]string{"rule", "add", "deny", "example.com:" + ports}, 1, []string{`"` + ports + `"`}})
 		w.refuses(refused{[]string{"attach", box.Name, "--allow", "example.com:" + ports}, 1, []string{`"` + ports + `"`}})
 	}
 	w.refuses(
+		refused{[]string{"attach", box.Name, "--allow", "example.com:ssh"}, 2, []string{"example.com:ssh", "DEST:PORTS"}},
 		refused{[]string{"attach", box.Name, "--session", "no spaces please"}, 1, []string{"no spaces please"}},
 		refused{[]string{"attach", box.Name, "--ttl", "25h"}, 1, []string{"24"}},
 		refused{[]string{"attach", box.Name, "--ttl", "0.5s"}, 2, []string{"500ms"}},
