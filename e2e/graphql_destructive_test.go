@@ -282,5 +282,16 @@ func TestDestructiveMutationNeverReachesTheServer(t *testing.T) {
 				t.Errorf("the server saw %+v", r)
 			}
 		}
+		// A server that does not upgrade answers the GET.
+		for _, query := range []string{
+			"query=" + url.QueryEscape(destructive), "a=b&%71uery=" + url.QueryEscape(destructive),
+			"extensions=" + url.QueryEscape(body(t, persisted(sha(destructive)))), "documentId=doc-66",
+		} {
+			r := box.client("GET /graphql?"+query+" HTTP/1.1\r\nHost: platform.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", "raw", "platform.example:443")
+			if requests, _ := server.take(); !strings.HasPrefix(r.Got, "HTTP/1.1 400 ") || len(requests) > 0 {
+				t.Errorf("an upgrade that is also a request: %+v; the server saw %+v", r, requests)
+			}
+		}
 	})
 }
