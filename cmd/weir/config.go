@@ -39,6 +39,13 @@ type config struct {
 		MaxAge  time.Duration `yaml:"max_age"`
 		MaxRows int64         `yaml:"max_rows"`
 		MaxMB   int64         `yaml:"max_mb"`
+		// File is where events are written as well, a line each; "-" is
+		// standard output, nothing means nowhere. Format is json or ocsf. A
+		// file is rotated at FileMB; FileKeep old ones are kept.
+		File     string `yaml:"file"`
+		Format   string `yaml:"format"`
+		FileMB   int    `yaml:"file_mb"`
+		FileKeep int    `yaml:"file_keep"`
 	} `yaml:"events"`
 	// Limits hold for each container.
 	Limits struct {
@@ -61,6 +68,9 @@ func loadConfig(path string) (*config, error) {
 		// After reading: a key without a value, and an empty file, mean the default.
 		c.Events.MaxAge = cmp.Or(c.Events.MaxAge, 30*24*time.Hour)
 		c.Events.MaxMB = cmp.Or(c.Events.MaxMB, 1024)
+		c.Events.Format = cmp.Or(c.Events.Format, "json")
+		c.Events.FileMB = cmp.Or(c.Events.FileMB, 100)
+		c.Events.FileKeep = cmp.Or(c.Events.FileKeep, 5)
 	}()
 	file := path
 	if file == "" {
@@ -83,7 +93,11 @@ func loadConfig(path string) (*config, error) {
 		}
 		c.upstreams = append(c.upstreams, server)
 	}
+	if f := c.Events.Format; f != "" && f != "json" && f != "ocsf" {
+		return nil, fmt.Errorf("%s: events.format: %q: want json or ocsf", file, f)
+	}
 	for key, n := range map[string]int64{
+		"events.file_mb": int64(c.Events.FileMB), "events.file_keep": int64(c.Events.FileKeep),
 		"events.max_age": int64(c.Events.MaxAge), "events.max_rows": c.Events.MaxRows, "events.max_mb": c.Events.MaxMB,
 		"limits.connections": int64(c.Limits.Connections), "limits.connections_per_second": int64(c.Limits.ConnectionsPerSecond),
 		"limits.dialing": int64(c.Limits.Dialing), "limits.idle": int64(c.Limits.Idle),

@@ -102,6 +102,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	})
 	stored := make(chan error, 1)
 	go func() { stored <- trail.Serve() }()
+	exported := config.export(context.WithoutCancel(ctx), o.dataDir, trail, logger)
 
 	upstream := &dnsmap.Upstream{Servers: config.upstreams}
 	defer upstream.Close()
@@ -156,6 +157,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	err = errors.Join(err, trail.Shutdown(drain), <-stored)
+	<-exported
 	if sockets := conductor.Sockets(); sockets != nil && err == nil {
 		logger.Info("starting the new version", "listeners", len(sockets))
 		// Nothing deferred runs any more.
