@@ -195,7 +195,8 @@ func (r *Relay) Live() []audit.Event {
 	var list []audit.Event
 	for _, e := range r.exchanges() {
 		e.mu.Lock()
-		if e.judged && !e.final && e.decision.Verdict == rules.Allow {
+		message := e.facts.HTTP != nil && messageMethod(e.facts.HTTP.Method) // part of its WebSocket
+		if e.judged && !e.final && !message && e.decision.Verdict == rules.Allow {
 			list = append(list, e.toEvent())
 		}
 		e.mu.Unlock()
