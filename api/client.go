@@ -105,7 +105,7 @@ func (c *Client) EndSession(ctx context.Context, id string) error {
 
 // Rules lists rules of all layers. Empty arguments do not filter.
 func (c *Client) Rules(ctx context.Context, source, container, destination string) (list RuleList, err error) {
-	q := url.Values{}
+	q := url.Values{"shadows": {"true"}}
 	for key, value := range map[string]string{"source": source, "container": container, "destination": destination} {
 		if value != "" {
 			q.Set(key, value)
@@ -119,6 +119,11 @@ func (c *Client) AddRule(ctx context.Context, r RuleRequest) (rule Rule, err err
 	return rule, c.call(ctx, "POST", "/v1/rules", r, &rule)
 }
 
+// UpdateRule replaces a global rule.
+func (c *Client) UpdateRule(ctx context.Context, id string, r RuleRequest) (rule Rule, err error) {
+	return rule, c.call(ctx, "PUT", "/v1/rules/"+url.PathEscape(id), r, &rule)
+}
+
 // DeleteRule removes a global rule.
 func (c *Client) DeleteRule(ctx context.Context, id string) error {
 	return c.call(ctx, "DELETE", "/v1/rules/"+url.PathEscape(id), nil, nil)
@@ -127,6 +132,16 @@ func (c *Client) DeleteRule(ctx context.Context, id string) error {
 // Explain asks what would be decided now.
 func (c *Client) Explain(ctx context.Context, r ExplainRequest) (d Decision, err error) {
 	return d, c.call(ctx, "POST", "/v1/explain", r, &d)
+}
+
+// Flows lists the connections of a container that are open now.
+func (c *Client) Flows(ctx context.Context, container string) (list []Flow, err error) {
+	return list, c.call(ctx, "GET", "/v1/flows/"+url.PathEscape(container), nil, &list)
+}
+
+// Kill cuts one connection.
+func (c *Client) Kill(ctx context.Context, container string, id uint64) error {
+	return c.call(ctx, "DELETE", "/v1/flows/"+url.PathEscape(container)+"/"+strconv.FormatUint(id, 10), nil, nil)
 }
 
 // Names lists the names that a container resolved and that still count.

@@ -44,6 +44,7 @@ func ruleOf(r session.ListedRule) Rule {
 		ID: r.ID, Source: string(r.Source), SessionID: r.SessionID, Container: r.Container, Destination: r.Destination,
 		Ports: r.Ports, Transport: string(r.Transport), Binaries: r.Binaries, Action: string(r.Action),
 		CreatedAt: r.Created, Notes: r.Notes, ExpiresAt: instant(r.Expires), LastUsedAt: instant(r.LastUsed),
+		ShadowedBy: r.ShadowedBy,
 	}
 	if r.Endpoint != nil {
 		rule.Endpoint = r.Endpoint.Policy

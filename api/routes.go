@@ -107,6 +107,7 @@ func (s *Server) routes(api huma.API) {
 	route(api, "GET", "/v1/dns/{container}", "Names that a container resolved and that still count", s.names)
 
 	s.learning(api)
+	s.flowRoutes(api)
 
 	route(api, "GET", "/v1/ca", "The interception authority", s.ca)
 	route(api, "PUT", "/v1/ca/{container}", "Make the programs in a container trust the authority", s.installCA)
@@ -218,9 +219,10 @@ func (s *Server) listRules(_ context.Context, in *struct {
 	Source      string `query:"source" enum:"global,session,builtin"`
 	Container   string `query:"container" doc:"only rules that can apply to this container: id or name"`
 	Destination string `query:"destination" doc:"only rules with this destination, as written"`
+	Shadows     bool   `query:"shadows" doc:"say of each rule whether another one always decides in its place"`
 }) (*out[RuleList], error) {
 	list := RuleList{Items: []Rule{}}
-	for _, r := range s.Conductor.Rules(session.RuleFilter{Source: rules.Source(in.Source), Container: in.Container, Destination: in.Destination}) {
+	for _, r := range s.Conductor.Rules(session.RuleFilter{Source: rules.Source(in.Source), Container: in.Container, Destination: in.Destination, Shadows: in.Shadows}) {
 		list.Items = append(list.Items, ruleOf(r))
 	}
 	list.Total = len(list.Items)

@@ -325,7 +325,7 @@ func TestAnAttachedContainer(t *testing.T) {
 	for _, r := range p.Rules {
 		ids = append(ids, r.Source+" "+r.Destination+" "+r.Endpoint)
 	}
-	want := []string{"session ok.example ", "session api.example.com gql", "builtin 127.0.0.1 ", "builtin ::1 ", "builtin localhost "}
+	want := []string{"session api.example.com gql", "session ok.example ", "builtin 127.0.0.1 ", "builtin ::1 ", "builtin localhost "}
 	if diff := cmp.Diff(want, ids); diff != "" || p.SessionID != "s" || p.Mode != "enforce" || !strings.Contains(p.Documents["session"], "read-only") {
 		t.Errorf("%+v\n%s", p, diff)
 	}

@@ -157,6 +157,7 @@ type Rule struct {
 	CreatedAt   time.Time  `json:"created_at"`
 	LastUsedAt  *time.Time `json:"last_used_at,omitempty"`
 	Notes       string     `json:"notes,omitempty"`
+	ShadowedBy  string     `json:"shadowed_by,omitempty" doc:"a rule that always decides in this one's place"`
 	Warnings    []string   `json:"warnings,omitempty"`
 }
 

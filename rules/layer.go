@@ -131,6 +131,20 @@ func (l *Layer) Source() Source { return l.source }
 // Rules returns the layer's rules as they were given. They must not be changed.
 func (l *Layer) Rules() []Rule { return l.rules }
 
+// InOrder returns the layer's rules in the order in which they win: of two that
+// match, the first does.
+func (l *Layer) InOrder() []Rule {
+	list := make([]Rule, 0, len(l.rules))
+	seen := make(map[*Rule]bool, len(l.rules)) // an endpoint may be several entries
+	for _, e := range l.entries {
+		if !seen[e.rule] {
+			seen[e.rule] = true
+			list = append(list, *e.rule)
+		}
+	}
+	return list
+}
+
 func (l *Layer) nextExpiry(now time.Time) (time.Time, bool) {
 	i, _ := slices.BinarySearchFunc(l.expiries, now, time.Time.Compare)
 	for ; i < len(l.expiries); i++ {

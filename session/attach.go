@@ -347,13 +347,19 @@ func (c *Conductor) Policy(ctx context.Context, ref string) (Effective, error) {
 	if err != nil {
 		return Effective{}, err
 	}
+	e, err := c.effective(a)
+	shadow(e.Rules)
+	return e, err
+}
+
+func (c *Conductor) effective(a *attachment) (e Effective, err error) {
 	p := a.policy.Load()
-	e := Effective{Container: a.ID, Session: p.Session(), AllowAll: p.AllowAll(), Documents: map[string]string{}}
+	e = Effective{Container: a.ID, Session: p.Session(), AllowAll: p.AllowAll(), Documents: map[string]string{}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range p.Layers() {
 		var inspected []rules.Rule
-		for _, r := range l.Rules() {
+		for _, r := range l.InOrder() {
 			if !r.AppliesTo(a.who()) || !r.Expires.IsZero() && !r.Expires.After(c.now()) {
 				continue
 			}

@@ -160,42 +160,69 @@ type RuleFilter struct {
 	Source      rules.Source
 	Container   string // id or name: rules that can apply to this container
 	Destination string // as written
+	Shadows     bool   // fill ShadowedBy, which takes a while with very many rules
 }
 
 // ListedRule is a rule with the container it holds for.
 type ListedRule struct {
 	rules.Rule
 	LastUsed time.Time // zero: never, or not since the rule was made
+	// ShadowedBy is a rule that always decides in this one's place, or ""; see
+	// rules.Shadowed.
+	ShadowedBy string
 }
 
 // Rules lists the rules of all layers: global, then the live sessions' in
 // order of creation, then the built-in ones.
 func (c *Conductor) Rules(f RuleFilter) []ListedRule {
+	list := c.listRules(f.Container)
+	if f.Shadows {
+		// Before others are left out: they shadow all the same.
+		shadow(list)
+	}
+	return slices.DeleteFunc(list, func(r ListedRule) bool {
+		return f.Source != "" && r.Source != f.Source || f.Destination != "" && r.Destination != f.Destination
+	})
+}
+
+// shadow fills ShadowedBy.
+func shadow(list []ListedRule) {
+	rs := make([]rules.Rule, len(list))
+	for i := range list {
+		rs[i] = list[i].Rule
+	}
+	for i, by := range rules.Shadowed(rs) {
+		if by >= 0 {
+			list[i].ShadowedBy = rs[by].ID
+		}
+	}
+}
+
+// listRules lists the live rules of all layers, or those that can apply to
+// one container.
+func (c *Conductor) listRules(ref string) []ListedRule {
 	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var list []ListedRule
 	add := func(r rules.Rule) {
-		if f.Source != "" && r.Source != f.Source || f.Destination != "" && r.Destination != f.Destination {
-			return
-		}
 		if !r.Expires.IsZero() && !r.Expires.After(now) {
 			return
 		}
 		list = append(list, ListedRule{Rule: r, LastUsed: c.used[r.ID]})
 	}
-	who := rules.Container{ID: f.Container, Name: f.Container}
-	if a := c.attachedAs(f.Container); a != nil {
+	who := rules.Container{ID: ref, Name: ref}
+	if a := c.attachedAs(ref); a != nil {
 		who = a.who()
 	}
 	for _, r := range c.globalLayer.Rules() {
-		if f.Container == "" || r.AppliesTo(who) {
+		if ref == "" || r.AppliesTo(who) {
 			add(r)
 		}
 	}
 	for i := range c.sessions {
 		s := &c.sessions[i]
-		if !s.Live(now) || f.Container != "" && s.Container != who.ID && s.Container != who.Name {
+		if !s.Live(now) || ref != "" && s.Container != who.ID && s.Container != who.Name {
 			continue
 		}
 		for _, r := range c.layers[s.ID].Rules() {

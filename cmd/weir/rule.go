@@ -90,6 +90,9 @@ func printRules(w io.Writer, items []api.Rule) {
 		if r.Endpoint != "" {
 			action += " (inspect: " + r.Endpoint + ")"
 		}
+		if r.ShadowedBy != "" {
+			action += " (shadowed by " + r.ShadowedBy + ")"
+		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Source, r.ID, action, r.Destination, r.Ports, r.Transport, short(r.Container), expires, r.Notes)
 	}
 }
