@@ -199,17 +199,6 @@ func (d *documentReader) text(n ast.Node, what string) (string, bool) {
 	return "", false
 }
 
-// texts reads a list of strings with at least one element.
-func (d *documentReader) texts(n ast.Node, what, empty string) ([]string, bool) {
-	items, ok := d.nonEmpty(n, what, empty)
-	var out []string
-	for _, item := range items {
-		s, good := d.text(item, "an element of "+what)
-		out, ok = append(out, s), ok && good
-	}
-	return out, ok
-}
-
 // choice reads one of a few words.
 func (d *documentReader) choice(n ast.Node, what string, words ...string) (string, bool) {
 	s, ok := d.text(n, what)
