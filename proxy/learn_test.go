@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -35,9 +34,7 @@ func TestLearningSeesRequestsAndChangesNothing(t *testing.T) {
 	for _, h2 := range []bool{false, true} {
 		l := newRelayLab(t, 443, "version: 1\n")
 		l.learn()
-		l.proxy.Program = func(context.Context, netip.AddrPort, netip.AddrPort) (*rules.Program, error) {
-			return &rules.Program{Path: "/usr/bin/job"}, nil
-		}
+		l.who.Store(&rules.Program{Path: "/usr/bin/job"})
 		type sent struct{ Method, Target, Type, Body string }
 		got := make(chan sent, 1)
 		l.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -33,7 +33,8 @@ type relayLab struct {
 	addr   string // where clients connect to
 	port   uint16 // where they mean to
 	policy atomic.Pointer[rules.Policy]
-	up     atomic.Pointer[string] // the server's address
+	up     atomic.Pointer[string]        // the server's address
+	who    atomic.Pointer[rules.Program] // that connects; nil: not found
 
 	mu     sync.Mutex
 	events []audit.Event
@@ -63,6 +64,9 @@ func newRelayLab(t testing.TB, port uint16, document string, change ...func(*rel
 				return nil, err
 			}
 			return c.(*net.TCPConn), nil
+		},
+		Program: func(context.Context, netip.AddrPort, netip.AddrPort) (*rules.Program, error) {
+			return l.who.Load(), nil
 		},
 		Record: l.record,
 		Relay:  l.relay.Serve,
