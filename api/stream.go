@@ -64,7 +64,7 @@ func (s *Server) stream(api huma.API) {
 				return
 			}
 			for _, e := range events {
-				if send(sse.Message{ID: int(e.ID), Data: e}) != nil {
+				if ctx.Err() != nil || send(sse.Message{ID: int(e.ID), Data: e}) != nil {
 					return
 				}
 			}
