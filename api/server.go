@@ -47,12 +47,24 @@ type Server struct {
 	// are known by the kernel's word.
 	Token  string
 	Logger *slog.Logger
+	// Dashboard, over TCP only, answers what is not the API's, and knows the
+	// browsers that have logged in; nil: there is none.
+	Dashboard Dashboard
 	// Upgrade has the daemon replaced by the program that its binary is now.
 	Upgrade func()
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 
 	started time.Time
+}
+
+// Dashboard are pages beside the API. Who calls for them is checked by itself;
+// Host and Origin have been.
+type Dashboard interface {
+	http.Handler
+	// LoggedIn reports whether a request comes from a page of a browser that
+	// has shown the token.
+	LoggedIn(r *http.Request) bool
 }
 
 // Serve answers on the unix socket and, when it is not nil, on a TCP
@@ -160,8 +172,8 @@ func checkWrites(next http.Handler) http.Handler {
 	})
 }
 
-// checkToken admits callers over TCP: those who know the token, by a name of
-// this very listener, and not on behalf of another site.
+// checkToken admits callers over TCP: those who know the token or have logged
+// in, by a name of this very listener, and not on behalf of another site.
 func (s *Server) checkToken(next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(s.Token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -174,15 +186,25 @@ func (s *Server) checkToken(next http.Handler) http.Handler {
 			writeProblem(w, http.StatusForbidden, fmt.Sprintf("requests from the site %q are not answered", origin))
 			return
 		}
+		if s.Dashboard != nil && !ofAPI(r.URL.Path) {
+			s.Dashboard.ServeHTTP(w, r)
+			return
+		}
 		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		got := sha256.Sum256([]byte(token))
-		if !ok || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		known := ok && subtle.ConstantTimeCompare(got[:], want[:]) == 1
+		if !known && (s.Dashboard == nil || !s.Dashboard.LoggedIn(r)) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			writeProblem(w, http.StatusUnauthorized, "send the token of the file 'token' in the daemon's data directory: Authorization: Bearer TOKEN")
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// ofAPI reports whether a path is the API's rather than the dashboard's.
+func ofAPI(path string) bool {
+	return path == "/metrics" || strings.HasPrefix(path, "/v1/") || strings.HasPrefix(path, "/openapi")
 }
 
 // ownHost reports whether a Host header names the address that the request
@@ -196,7 +218,10 @@ func ownHost(host string, local net.Addr) bool {
 	if err != nil || port != strconv.Itoa(int(own.Port())) {
 		return false
 	}
-	if name == "localhost" {
+	// RFC 6761 section 6.3: names below localhost mean this machine, and
+	// nobody else can have them. Browsers keep the cookies of this one from
+	// whatever else listens on localhost.
+	if name == "localhost" || name == "weir.localhost" {
 		return own.Addr().Unmap().IsLoopback()
 	}
 	addr, err := netip.ParseAddr(name)
