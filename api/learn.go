@@ -31,9 +31,9 @@ func (s *Server) learning(api huma.API) {
 }
 
 func (s *Server) learn(ctx context.Context, in *struct {
-	containerPath
-	Since  time.Time `query:"since" doc:"RFC 3339; everything on record when absent"`
-	Suffix bool      `query:"suffix" doc:"fold many names below one domain into *.DOMAIN"`
+	Container string    `path:"container" doc:"id, unique id prefix or name"`
+	Since     time.Time `query:"since" doc:"RFC 3339; everything on record when absent"`
+	Suffix    bool      `query:"suffix" doc:"fold many names below one domain into *.DOMAIN"`
 }) (*document, error) {
 	learned, err := s.Conductor.Learn(ctx, in.Container, in.Since, in.Suffix)
 	if err != nil {
@@ -43,9 +43,9 @@ func (s *Server) learn(ctx context.Context, in *struct {
 }
 
 func (s *Server) replay(ctx context.Context, in *struct {
-	containerPath
-	Since time.Time `query:"since" doc:"RFC 3339; everything on record when absent"`
-	Body  ReplayRequest
+	Container string    `path:"container" doc:"id, unique id prefix or name"`
+	Since     time.Time `query:"since" doc:"RFC 3339; everything on record when absent"`
+	Body      ReplayRequest
 }) (*out[Replay], error) {
 	text, err := in.Body.Policy.text()
 	if err != nil {
@@ -66,7 +66,7 @@ func changesOf(list []learn.Change) []Change {
 }
 
 func (s *Server) inspect(ctx context.Context, in *struct {
-	idPath
+	ID   string `path:"id"`
 	Body InspectRequest
 }) (*out[Session], error) {
 	changed, err := s.Conductor.SetInspect(ctx, in.ID, in.Body.InspectHosts)

@@ -59,6 +59,7 @@ func TestTheDescriptionIsTheCommittedOne(t *testing.T) {
 		"POST /v1/sessions", "GET /v1/sessions", "GET /v1/sessions/{id}", "DELETE /v1/sessions/{id}", "POST /v1/sessions/{id}/heartbeat",
 		"GET /v1/rules", "POST /v1/rules", "PUT /v1/rules/{id}", "DELETE /v1/rules/{id}", "POST /v1/explain",
 		"GET /v1/events", "GET /v1/events/stream", "GET /v1/dns/{container}", "GET /v1/policy/{container}",
+		"GET /v1/learn/{container}", "POST /v1/replay/{container}", "PUT /v1/sessions/{id}/inspect",
 		"GET /v1/policies", "PUT /v1/policies/{name}", "DELETE /v1/policies/{name}",
 	} {
 		method, path, _ := strings.Cut(want, " ")

@@ -120,6 +120,7 @@ func (c *Conductor) observed(ctx context.Context, ref string, since time.Time) (
 		return who, log, err
 	}
 	who = rules.Container{ID: id, Name: ref}
+	c.catchUp(ctx)
 	f := audit.Filter{Container: id, Since: since, Limit: audit.MaxLimit}
 	for {
 		page, err := c.store.Events(ctx, f)
@@ -150,4 +151,20 @@ func (c *Conductor) observed(ctx context.Context, ref string, since time.Time) (
 		return who, log, &Error{Conflict, fmt.Errorf("container %s did more than %d different things; look at a shorter time (--since)", who.Name, learn.MaxObservations)}
 	}
 	return who, log, nil
+}
+
+// catchUp waits until what was recorded is stored, though not long: on a busy
+// machine something always waits.
+func (c *Conductor) catchUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for c.log.Waiting() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
