@@ -8,13 +8,13 @@
 // unknown is never "no match".
 //
 //	layer, err := rules.NewLayer(rules.Session, []rules.Rule{
-//		{ID: "r1", Destination: "*.npmjs.org", Ports: "443", Action: rules.ActionAllow},
+//		{ID: "r1", Destination: "*.packages.example", Ports: "443", Action: rules.ActionAllow},
 //	})
 //	if err != nil { … }
 //	policy := rules.Compile(rules.Stack{Layers: []*rules.Layer{layer, rules.BuiltinLayer()}})
 //	d := policy.Decide(rules.Request{
 //		Time: now, Stage: rules.Connect, Transport: rules.TCP, Captured: true,
-//		Names: []string{"registry.npmjs.org"}, Addr: addr, Port: 443,
+//		Names: []string{"registry.packages.example"}, Addr: addr, Port: 443,
 //	})
 //	// d.Verdict == rules.Inspect: the client's TLS hello has to confirm the name.
 //

@@ -125,7 +125,7 @@ func TestDocumentRules(t *testing.T) {
 		`api "api.github.com" 443/tcp rest by 1`,
 		`api "api.github.com" 443/tcp graphql by 1`,
 		`live "realtime.example.com" 443,8443/tcp websocket by 0`,
-		`packages "registry.npmjs.org" 443/tcp rest by 3`,
+		`packages "registry.packages.example" 443/tcp rest by 3`,
 		`packages "*-aiplatform.googleapis.com" 443/tcp tcp by 3`,
 		`packages "**.githubusercontent.com" 443/tcp tcp by 3`,
 		`packages "host.openshell.internal" 8080/tcp tcp by 3`,
@@ -160,7 +160,7 @@ func TestPlainRules(t *testing.T) {
 		got = append(got, fmt.Sprint(r.Action, " ", r.Destination, " ", r.Ports, " ", r.Transport, " ", r.Binaries, r.Notes))
 	}
 	want := []string{
-		"allow *.npmjs.org 443 any []",
+		"allow *.packages.example 443 any []",
 		"allow registry.example.com 443 tcp []",
 		"allow 203.0.113.0/24 80,8000-9000 any []the office",
 		"deny 10.0.0.0/8 * any []",

@@ -96,7 +96,7 @@ Without a session option nothing is allowed but what global rules allow.
 Connections that were open before are cut and listed.`,
 		Example: `  sudo weir attach web
   sudo weir attach web --allow-all --ttl 1h
-  sudo weir attach web --allow github.com:443 --allow '*.npmjs.org:443'
+  sudo weir attach web --allow github.com:443 --allow '*.packages.example:443'
   sudo weir attach web --policy github.yaml`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

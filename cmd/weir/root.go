@@ -60,7 +60,7 @@ network or environment.
 
   sudo weir serve                          run the daemon
   sudo weir attach web --allow-all         watch what "web" does, block nothing
-  sudo weir attach web --allow '*.npmjs.org:443'
+  sudo weir attach web --allow '*.packages.example:443'
                                            allow this and nothing else
   sudo weir explain web example.com:443    why is this allowed or refused?
   sudo weir events -f                      every decision as it is made`,

@@ -25,7 +25,7 @@ func sessionCreate(c *common) *cobra.Command {
 		Short: "Create a session, or replace the one with the same id",
 		Long: `Create a session. The most recently created live session of a container is
 its current one, and only the current one counts.`,
-		Example:           `  sudo weir session create web --id build-42 --allow '*.npmjs.org:443' --ttl 30m`,
+		Example:           `  sudo weir session create web --id build-42 --allow '*.packages.example:443' --ttl 30m`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
