@@ -21,7 +21,7 @@ import (
 // registry is an npm registry with the packages named, each of one version.
 func registry(t testing.TB, base string, names ...string) http.Handler {
 	t.Helper()
-	mux := http.NewServeMux()
+	answers := map[string][]byte{} // by decoded path: npm asks for /@scope%2ftool
 	for _, name := range names {
 		var packed bytes.Buffer
 		gz := gzip.NewWriter(&packed)
@@ -43,13 +43,23 @@ func registry(t testing.TB, base string, names ...string) http.Handler {
 				"tarball": base + tarball, "integrity": "sha512-" + base64.StdEncoding.EncodeToString(sum[:]),
 			}},
 		}}
-		mux.HandleFunc("GET "+tarball, func(w http.ResponseWriter, _ *http.Request) { w.Write(packed.Bytes()) })
-		mux.HandleFunc("GET /"+name, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/json")
-			json.NewEncoder(w).Encode(description)
-		})
+		text, err := json.Marshal(description)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers[tarball], answers["/"+name] = packed.Bytes(), text
 	}
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer, ok := answers[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		if bytes.HasPrefix(answer, []byte("{")) {
+			w.Header().Set("Content-Type", "application/json")
+		}
+		w.Write(answer)
+	})
 }
 
 // npmProgram returns the arguments that mount this machine's node and npm into
