@@ -110,7 +110,7 @@ func TestLearnedPolicyAdmitsWhatWasSeenAndNotItsNeighbours(t *testing.T) {
 			if !admits(p, o) {
 				t.Fatalf("%s is denied by\n%s", o.String(), learned.Text)
 			}
-			for _, n := range neighbours(o, obs) {
+			for _, n := range neighbours(o, obs, options.Suffix) {
 				if admits(p, n) {
 					t.Fatalf("%s was never seen (%s was) and is admitted by\n%s", n.String(), o.String(), learned.Text)
 				}
@@ -126,8 +126,8 @@ func TestLearnedPolicyAdmitsWhatWasSeenAndNotItsNeighbours(t *testing.T) {
 }
 
 // neighbours are attempts that differ from o in one respect, and that were
-// not seen.
-func neighbours(o Observation, obs []Observation) []Observation {
+// not seen. A policy with suffixes may well admit what is below a name.
+func neighbours(o Observation, obs []Observation, suffixes bool) []Observation {
 	var list []Observation
 	with := func(change func(n *Observation)) {
 		n := o
@@ -141,7 +141,7 @@ func neighbours(o Observation, obs []Observation) []Observation {
 	}
 	with(func(n *Observation) { n.Host, n.Address = "", elsewhere })
 	with(func(n *Observation) { n.Port = 8443 })
-	if o.Host != "" {
+	if o.Host != "" && !suffixes {
 		with(func(n *Observation) { n.Host, n.Address = "sub."+o.Host, elsewhere })
 	}
 	if everyProgramKnown(o, obs) {
