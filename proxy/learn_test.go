@@ -193,3 +193,21 @@ func (l *relayLab) getOver(c net.Conn) (string, error) {
 	text, err := io.ReadAll(res.Body)
 	return string(text), err
 }
+
+// A rule for the name would not let pass who leaves the name out where TLS has
+// a place for it, so the event must not have a policy learn the name.
+func TestLearningTellsOnlyNamesThatARuleWouldTake(t *testing.T) {
+	for sni, want := range map[string]string{labHost: labHost, "": "", "other.example.com": ""} {
+		l := newRelayLab(t, 443, "version: 1\n")
+		l.policy.Store(rules.Compile(rules.Stack{Layers: []*rules.Layer{rules.BuiltinLayer()}, AllowAll: true}))
+		l.serve(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		c := tls.Client(l.dialPlain(), &tls.Config{InsecureSkipVerify: true, ServerName: sni})
+		if err := c.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if e := l.event(audit.Connect); e.Host != want || e.Verdict != "allow" {
+			t.Errorf("server name %q: %+v", sni, e)
+		}
+	}
+}

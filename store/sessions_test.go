@@ -328,3 +328,26 @@ func TestSessionsModel(t *testing.T) {
 		})
 	})
 }
+
+func TestSetInspect(t *testing.T) {
+	s := fresh(t)
+	putSession(t, s, "s1", "web", time.Hour)
+	for _, hosts := range [][]string{{"a.test", "b.test:8443"}, nil} {
+		if err := s.SetInspect(t.Context(), "s1", hosts, noon); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(hosts, must[Session](t)(s.Session(t.Context(), "s1")).Inspect); d != "" {
+			t.Errorf("hosts (-want +got):\n%s", d)
+		}
+	}
+	if err := s.SetInspect(t.Context(), "s1", nil, noon.Add(time.Hour)); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of an expired session: %v", err)
+	}
+	// A session that is replaced forgets them.
+	if err := s.SetInspect(t.Context(), "s1", []string{"a.test"}, noon); err != nil {
+		t.Fatal(err)
+	}
+	if again := putSession(t, s, "s1", "web", time.Hour); again.Inspect != nil {
+		t.Errorf("replaced: %v", again.Inspect)
+	}
+}
