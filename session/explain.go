@@ -49,7 +49,7 @@ func (c *Conductor) Explain(ctx context.Context, q Question) (Answer, error) {
 		return Answer{}, err
 	}
 	d, operations := proxy.JudgeAttempt(a.policy.Load(), attempt, q.request())
-	return Answer{Decision: d, Operations: operations, Hints: hints(a, q, d)}, nil
+	return Answer{Decision: d, Operations: operations, Hints: c.hints(a, q, attempt, d)}, nil
 }
 
 // attempt states a question in the terms of the policy.
@@ -132,7 +132,7 @@ func (c *Conductor) destination(a *attachment, q Question, r *rules.Request) err
 }
 
 // hints says what to do about a refusal.
-func hints(a *attachment, q Question, d rules.Decision) []string {
+func (c *Conductor) hints(a *attachment, q Question, attempt rules.Attempt, d rules.Decision) []string {
 	if d.Verdict != rules.Deny {
 		return nil
 	}
@@ -152,8 +152,33 @@ func hints(a *attachment, q Question, d rules.Decision) []string {
 	case d.Rule != nil:
 		return []string{fmt.Sprintf("weir session create %s --id %s ...    # replace the session without the rule that denies it", a.Name, d.Rule.SessionID)}
 	}
+	if why := c.unopenable(attempt, q.Destination); why != "" {
+		return []string{"# no rule for " + dest + " would open it: " + why}
+	}
 	return []string{
 		fmt.Sprintf("weir session create %s --allow %s    # for one session", a.Name, dest),
 		fmt.Sprintf("weir rule add allow %s --container %s    # for good", dest, a.Name),
 	}
+}
+
+// unopenable says why not even a rule that allows just what is asked for would
+// open it; "" when it would.
+func (c *Conductor) unopenable(attempt rules.Attempt, destination string) string {
+	r, _, err := rules.Canonical(rules.Rule{
+		Source: rules.Session, Destination: strings.Trim(destination, "[]"), Ports: fmt.Sprint(attempt.Port), Action: rules.ActionAllow,
+	})
+	if err != nil {
+		return err.Error()
+	}
+	layer, err := rules.NewLayer(rules.Session, []rules.Rule{r})
+	if err != nil {
+		return err.Error()
+	}
+	c.mu.Lock()
+	stack := rules.Stack{Layers: []*rules.Layer{layer}, Guard: c.guard}
+	c.mu.Unlock()
+	if d, _ := proxy.JudgeAttempt(rules.Compile(stack), attempt, nil); d.Verdict == rules.Deny {
+		return d.Reason
+	}
+	return ""
 }
