@@ -39,13 +39,13 @@ func (s *Server) learnClaim(ctx context.Context, f *flow, claim rules.Claim) {
 	f.learn(func(r *rules.Request) { r.Stage, r.Claim = rules.Hello, claim })
 }
 
-// wantsName says whether f is let through by learning mode while the layered
-// rules would have to look at its first message.
+// wantsName says whether f is let through by learning mode: its first message
+// says which name it wants, which the layered rules and whoever learns a policy
+// from its event have to know.
 func (f *flow) wantsName() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w := f.decision.Would
-	return !f.unheard && w != nil && w.Verdict == rules.Inspect
+	return !f.unheard && f.decision.Verdict == rules.Allow && f.decision.Would != nil
 }
 
 // watch returns what looks at a client's first message while it passes. It
@@ -59,9 +59,15 @@ func (s *Server) watch(ctx context.Context, f *flow, dst netip.AddrPort) func([]
 			}
 			return f.waiting // no place: it stays without a name
 		}
+		unproven := claim.Name != "" && len(f.facts(s.now()).Names) == 0
+		if !unproven {
+			s.learnClaim(ctx, f, claim) // at once, so that a change of the policy finds it
+		}
 		f.passing.Go(func() {
 			defer s.caught(f)
-			s.learnClaim(ctx, f, claim)
+			if unproven {
+				s.learnClaim(ctx, f, claim)
+			}
 			s.learnWould(ctx, f)
 		})
 		return false
