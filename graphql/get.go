@@ -38,7 +38,7 @@ func readParameters(raw string) ([]parameter, error) {
 			stem, _, _ = strings.Cut(stem, "\x00")
 			stem = strings.TrimSpace(stem)
 			if isControl(stem) {
-				return nil, refuse(KeyVariant, "parameter %s: write %q", quote(key), stem)
+				return nil, refuse(KeyVariant, "a parameter that some servers read as %q: write it plainly", stem)
 			}
 			if err := checkVariant(stem, isControl); err != nil {
 				return nil, err

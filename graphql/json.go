@@ -125,7 +125,11 @@ func (r *reader) object(member func(key string) (keep bool, err error)) error {
 			return err
 		}
 		if _, twice := seen[key]; twice {
-			return refuse(DuplicateKey, "JSON at byte %d: key %s comes twice in one object", r.pos, quote(key))
+			what := "a key"
+			if isControl(key) { // any other may be data
+				what = "key " + quote(key)
+			}
+			return refuse(DuplicateKey, "JSON at byte %d: %s comes twice in one object", r.pos, what)
 		}
 		if seen == nil {
 			seen = make(map[string]struct{}, 8)

@@ -89,7 +89,7 @@ func checkContentType(header string) error {
 		}
 	}
 	if !ok || charsets > 1 {
-		return refuse(UnsupportedContentType, "Content-Type %s: send application/json, with charset utf-8 or none", quote(header))
+		return refuse(UnsupportedContentType, "Content-Type %s: send application/json, with charset utf-8 or none and no other parameter", quote(parts[0]))
 	}
 	return nil
 }

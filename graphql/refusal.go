@@ -60,7 +60,10 @@ const (
 // Error is the only error type of this package: why a request is refused.
 type Error struct {
 	Code    Code
-	Message string // one line that names the offending input; its length is bounded
+	// Message is one line that says what is wrong; its length is bounded. It is
+	// fit to be stored: names of operations, fragments and protocol elements may
+	// be in it, values of the document, of variables and of parameters are not.
+	Message string
 }
 
 func (e *Error) Error() string { return "graphql: " + e.Message }
