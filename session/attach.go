@@ -85,13 +85,13 @@ func (c *Conductor) attach(ctx context.Context, found container.Container, ref s
 		ContainerID: a.ID, Ref: ref, Name: a.Name, Runtime: a.runtime, NetNS: a.netnsID.String(), NetNSPath: found.NetNS,
 		StartedAt: found.StartedAt, AttachedAt: now,
 	}
+	names, err := c.store.Names(ctx, a.ID)
+	if err != nil {
+		return nil, false, err
+	}
 	// Stored before anything is installed: a daemon that is killed in between
 	// finds it, and either completes it or takes it away.
 	if err := c.store.PutAttachment(ctx, record); err != nil {
-		return nil, false, err
-	}
-	names, err := c.store.Names(ctx, a.ID)
-	if err != nil {
 		return nil, false, err
 	}
 	c.mu.Lock()
@@ -143,19 +143,28 @@ func (c *Conductor) Detach(ctx context.Context, ref string) error {
 	}
 	l := a.live
 	c.mu.Unlock()
-	record := store.Attachment{ContainerID: a.ID, Ref: a.ref, Name: a.Name, Runtime: a.runtime, NetNS: a.netnsID.String(), AttachedAt: a.since, Desired: store.Detached}
+	record := store.Attachment{ContainerID: a.ID, Ref: a.ref, Name: a.Name, Runtime: a.runtime, NetNS: a.netnsID.String(), AttachedAt: a.since}
+	var found container.Container
+	if l == nil {
+		// Stopped, or a detach before this one failed half-way.
+		if a.stored.ContainerID != "" {
+			record = a.stored
+		}
+		if found, err = c.config.Runtimes.Find(ctx, lookup(record)); err == nil {
+			record.NetNS = found.NetNSID.String()
+		} else if locked(record, err) {
+			return fmt.Errorf("detach %s: %w", a.Name, containerError(err))
+		}
+	}
+	record.Desired = store.Detached
 	if err := c.store.PutAttachment(ctx, record); err != nil {
 		return err
 	}
 	// From here on it is done to the end, whether or not the caller waits.
 	ctx = context.WithoutCancel(ctx)
 	if l == nil {
-		// Stopped, or a detach before this one failed half-way.
-		found, err := c.config.Runtimes.Find(ctx, lookup(record))
-		if err == nil {
-			record.NetNS = found.NetNSID.String()
-		}
 		if err := c.finishDetach(ctx, record, found); err != nil {
+			c.leaving(a, record)
 			return fmt.Errorf("detach %s: %w", a.Name, err)
 		}
 	} else {
@@ -164,6 +173,7 @@ func (c *Conductor) Detach(ctx context.Context, ref string) error {
 		a.live = nil
 		c.mu.Unlock()
 		if err != nil {
+			c.leaving(a, record)
 			return fmt.Errorf("detach %s: %w; what is left keeps it locked in: run 'weir detach %s' again", a.Name, err, a.Name)
 		}
 		if err := c.store.DeleteAttachment(ctx, a.ID); err != nil {
@@ -175,6 +185,13 @@ func (c *Conductor) Detach(ctx context.Context, ref string) error {
 	c.lifecycle(a.ID, "", "detached")
 	delete(c.attachments, a.ID)
 	return nil
+}
+
+// leaving notes that a detach is to be completed rather than the attachment.
+func (c *Conductor) leaving(a *attachment, record store.Attachment) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a.stored = record
 }
 
 // Attachments lists what is attached or waits for its container to start, by

@@ -30,6 +30,7 @@ type attachment struct {
 	netnsID  container.NetNSID
 	warnings []string
 	since    time.Time
+	stored   store.Attachment // from an earlier daemon; zero once it was live
 
 	policy     atomic.Pointer[rules.Policy]
 	denied     atomic.Int64
@@ -172,7 +173,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	l.tasks.Go(func() { c.report(a, "proxy", l.proxy.Serve(serveCtx, kernel.TCP())) })
 	packets, listener := kernel.DNS()
 	l.tasks.Go(func() { c.report(a, "dns", l.dns.Serve(serveCtx, packets, listener)) })
-	l.tasks.Go(func() { c.report(a, "watch", kernel.Watch(serveCtx, func(t redirect.Tamper) { c.tampered(a, t) })) })
+	l.tasks.Go(func() { c.watch(serveCtx, a, kernel) })
 	l.tasks.Go(func() {
 		for {
 			select {
@@ -215,6 +216,16 @@ func (c *Conductor) report(a *attachment, what string, err error) {
 	if err != nil && !errors.Is(err, context.Canceled) {
 		c.logger.Error(what+" ended", "container", a.Name, "error", err)
 	}
+}
+
+// watch keeps the capture whole. A container can make looks at its ruleset
+// fail, so failing is tampering too, and never the end of it.
+func (c *Conductor) watch(ctx context.Context, a *attachment, kernel *redirect.Attachment) {
+	report := func(t redirect.Tamper) { c.tampered(a, t) }
+	always(ctx, func(ctx context.Context) error { return kernel.Watch(ctx, report) }, func(err error) {
+		c.logger.Error("watch failed; it begins again", "container", a.Name, "error", err)
+		report(redirect.Tamper{What: "the watch over the capture failed and begins again", Err: err})
+	})
 }
 
 // tampered records that somebody changed the capture from inside.

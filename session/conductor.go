@@ -354,15 +354,14 @@ func (c *Conductor) expire(ctx context.Context) {
 
 // watchHost keeps the address guard's idea of the host's own addresses true.
 func (c *Conductor) watchHost(ctx context.Context) {
-	err := redirect.WatchHostAddresses(ctx, func(hosts []netip.Addr) {
+	changed := func(hosts []netip.Addr) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.setGuard(hosts)
 		c.compileAll(c.now())
-	})
-	if err != nil && ctx.Err() == nil {
-		c.logger.Error("watching the host's addresses", "error", err)
 	}
+	watch := func(ctx context.Context) error { return redirect.WatchHostAddresses(ctx, changed) }
+	always(ctx, watch, func(err error) { c.logger.Error("watching the host's addresses; it begins again", "error", err) })
 }
 
 func (c *Conductor) setGuard(hosts []netip.Addr) {
@@ -384,7 +383,7 @@ const (
 )
 
 // housekeep writes what may be written late: when rules were used, what names
-// containers learned; and keeps the audit trail within its bounds.
+// containers learned; tries again to attach what could not be; and keeps the audit trail within its bounds.
 func (c *Conductor) housekeep(ctx context.Context) {
 	tick := time.NewTicker(housekeepEvery)
 	defer tick.Stop()
@@ -396,6 +395,7 @@ func (c *Conductor) housekeep(ctx context.Context) {
 			return
 		case <-tick.C:
 			c.writeLate(ctx)
+			c.retry(ctx)
 		}
 		if now := c.now(); now.Sub(trimmed) >= trimEvery {
 			trimmed = now

@@ -33,6 +33,8 @@ func (c *Conductor) restore(ctx context.Context) error {
 			gone = true
 		}
 		switch {
+		case s.Desired == store.Detached && locked(s, err):
+			c.wait(s)
 		case s.Desired == store.Detached:
 			err = c.finishDetach(ctx, s, found)
 		case gone:
@@ -68,10 +70,25 @@ func lookup(s store.Attachment) string {
 	return s.ContainerID
 }
 
+// locked reports whether a stored attachment's namespace may still hold what an
+// earlier daemon installed in it although its container could not be looked
+// up, with err: until the runtime answers, that cannot be taken away.
+func locked(s store.Attachment, err error) bool {
+	if err == nil || errors.Is(err, container.ErrNotFound) || errors.Is(err, container.ErrNotRunning) {
+		return false
+	}
+	ns, openErr := redirect.Open(s.NetNSPath)
+	if openErr != nil {
+		return false
+	}
+	defer ns.Close()
+	return ns.ID() == s.NetNS
+}
+
 // wait keeps an attachment whose container does not run, or cannot be looked
 // at, until the runtime says that it started.
 func (c *Conductor) wait(s store.Attachment) {
-	a := &attachment{ID: s.ContainerID, Name: s.Name, ref: s.Ref, runtime: s.Runtime, since: s.AttachedAt}
+	a := &attachment{ID: s.ContainerID, Name: s.Name, ref: s.Ref, runtime: s.Runtime, since: s.AttachedAt, stored: s}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.compile(a, c.now())
@@ -130,28 +147,64 @@ func (c *Conductor) handle(ctx context.Context, e container.Event) {
 // started attaches a container that was attached before it restarted, or that
 // asks for it by its labels.
 func (c *Conductor) started(ctx context.Context, found container.Container) {
+	if err := c.start(ctx, found); err != nil {
+		c.logger.Error("attaching a started container", "container", found.Name, "error", err)
+		c.log.Record(audit.Event{Type: audit.Lifecycle, ContainerID: found.ID, ContainerName: found.Name, Reason: "attach at start: " + err.Error()})
+	}
+}
+
+func (c *Conductor) start(ctx context.Context, found container.Container) error {
 	c.mu.Lock()
 	a := c.attachments[found.ID]
 	current := a != nil && a.live != nil && a.netnsID == found.NetNSID
+	leaving := a != nil && a.live == nil && a.stored.Desired == store.Detached
 	c.mu.Unlock()
 	if current {
-		return
+		return nil
+	}
+	if leaving {
+		return c.Detach(ctx, a.ID)
 	}
 	labels, err := container.ParseLabels(found.Labels)
 	if a == nil && err == nil && !labels.Attach {
+		return nil
+	}
+	_, err = c.attachWithLabels(ctx, found, a != nil)
+	return err
+}
+
+// retry attaches what runs, is to be attached, and could not be when it
+// started or when the daemon did.
+func (c *Conductor) retry(ctx context.Context) {
+	waiting := map[string]bool{}
+	c.mu.Lock()
+	for id, a := range c.attachments {
+		if a.live == nil && a.runtime != "" {
+			waiting[id] = true
+		}
+	}
+	c.mu.Unlock()
+	if len(waiting) == 0 {
 		return
 	}
-	if _, err = c.attachWithLabels(ctx, found); err != nil {
-		c.logger.Error("attaching a started container", "container", found.Name, "error", err)
-		c.log.Record(audit.Event{Type: audit.Lifecycle, ContainerID: found.ID, ContainerName: found.Name, Reason: "attach at start: " + err.Error()})
+	// A runtime that does not answer is the business of watchRuntimes.
+	all, _ := c.config.Runtimes.List(ctx)
+	for _, found := range all {
+		if !found.Running || !waiting[found.ID] {
+			continue
+		}
+		if err := c.start(ctx, found); err != nil {
+			c.logger.Error("attaching a container again", "container", found.Name, "error", err)
+		}
 	}
 }
 
 // attachWithLabels attaches a container and opens the session that its labels
 // ask for: the first time, and at a later start when the container has no live
 // session any more, so that one that slept longer than its session's life
-// comes back as it was meant to be.
-func (c *Conductor) attachWithLabels(ctx context.Context, found container.Container) (*attachment, error) {
+// comes back as it was meant to be. With again, one that was detached meanwhile
+// is left alone.
+func (c *Conductor) attachWithLabels(ctx context.Context, found container.Container, again bool) (*attachment, error) {
 	labels, err := container.ParseLabels(found.Labels)
 	ref := found.ID
 	c.attaching.Lock()
@@ -161,6 +214,10 @@ func (c *Conductor) attachWithLabels(ctx context.Context, found container.Contai
 		ref = known.ref
 	}
 	c.mu.Unlock()
+	if again && known == nil {
+		c.attaching.Unlock()
+		return nil, nil
+	}
 	a, created, attachErr := c.attach(ctx, found, ref)
 	c.attaching.Unlock()
 	switch {
@@ -186,7 +243,7 @@ func (c *Conductor) AttachStarting(ctx context.Context, id string, pid int) (Sta
 	if err != nil {
 		return Status{}, containerError(err)
 	}
-	a, err := c.attachWithLabels(ctx, found)
+	a, err := c.attachWithLabels(ctx, found, false)
 	if err != nil {
 		return Status{}, err
 	}
@@ -301,7 +358,7 @@ func (c *Conductor) renamed(ctx context.Context, found container.Container) {
 		return
 	}
 	if a.live == nil {
-		waiting := &attachment{ID: a.ID, Name: found.Name, ref: a.ref, runtime: a.runtime, since: a.since}
+		waiting := &attachment{ID: a.ID, Name: found.Name, ref: a.ref, runtime: a.runtime, since: a.since, stored: a.stored}
 		c.compile(waiting, c.now())
 		c.attachments[a.ID] = waiting
 		c.mu.Unlock()
