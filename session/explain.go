@@ -155,8 +155,12 @@ func (c *Conductor) hints(a *attachment, q Question, attempt rules.Attempt, d ru
 	if why := c.unopenable(attempt, q.Destination); why != "" {
 		return []string{"# no rule for " + dest + " would open it: " + why}
 	}
+	once := "for one session"
+	if current := a.policy.Load().Session(); current != "" {
+		once = "with this rule alone: a new session takes the place of " + current
+	}
 	return []string{
-		fmt.Sprintf("weir session create %s --allow %s    # for one session", a.Name, dest),
+		fmt.Sprintf("weir session create %s --allow %s    # %s", a.Name, dest, once),
 		fmt.Sprintf("weir rule add allow %s --container %s    # for good", dest, a.Name),
 	}
 }

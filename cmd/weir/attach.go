@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weir/api"
+	"weir/container"
 	"weir/rules"
 )
 
@@ -109,8 +112,10 @@ Connections that were open before are cut and listed.`,
 				return err
 			}
 			client, ctx := c.client(), cmd.Context()
+			// Only what this command attached may it detach again.
 			_, err = client.Attachment(ctx, args[0])
-			fresh := err != nil
+			var absent *api.Problem
+			fresh := errors.As(err, &absent) && absent.Status == http.StatusNotFound
 			a, err := client.Attach(ctx, args[0])
 			if err != nil {
 				return err
@@ -151,11 +156,26 @@ Connections that were open before are cut and listed.`,
 				}
 			})
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: completeRunning,
 	}
 	cmd.Flags().StringVar(&f.id, "session", "", "`ID` of the session; an existing one is replaced")
 	f.register(cmd)
 	return cmd
+}
+
+// completeRunning offers the containers that could be attached.
+func completeRunning(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	if len(args) == 0 {
+		// What could be had is offered; a runtime that does not answer has no names.
+		list, _ := container.Connect().List(cmd.Context())
+		for _, found := range list {
+			if found.Running && !found.HostNetwork {
+				names = append(names, found.Name)
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // undoAttach takes an attach back whose session was refused, so that the

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,6 +101,7 @@ func printRules(w io.Writer, items []api.Rule) {
 func ruleRemove(c *common) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm ID", Aliases: []string{"remove"}, Short: "Remove a global rule", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: c.completeRules,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.client().DeleteRule(cmd.Context(), args[0]); err != nil {
 				return err
@@ -109,4 +111,21 @@ func ruleRemove(c *common) *cobra.Command {
 			})
 		},
 	}
+}
+
+// completeRules offers the ids of global rules that stand by themselves.
+func (c *common) completeRules(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var ids []string
+	if len(args) == 0 {
+		list, err := c.client().Rules(cmd.Context(), "global", "", "")
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		for _, r := range list.Items {
+			if !strings.Contains(r.ID, "/") {
+				ids = append(ids, fmt.Sprintf("%s\t%s %s", r.ID, r.Action, r.Destination))
+			}
+		}
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
 }
