@@ -23,6 +23,7 @@ import (
 	"weir/proxy"
 	"weir/session"
 	"weir/store"
+	"weir/web"
 )
 
 // serveOptions are the flags of weir serve.
@@ -47,7 +48,7 @@ starting it again brings them back. 'weir detach' sets them free.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.dataDir, "data-dir", "/var/lib/weir", "where the database and the token are kept")
-	flags.StringVar(&o.http, "http", "127.0.0.1:7654", "address of the API over TCP, or 'off'")
+	flags.StringVar(&o.http, "http", "127.0.0.1:7654", "address of dashboard and API over TCP, or 'off'")
 	flags.StringVar(&o.config, "config", "", "configuration `FILE` (default "+defaultConfig+", if there is one)")
 	return cmd
 }
@@ -88,13 +89,14 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	metrics := api.NewMetrics(version)
+	metrics, activity := api.NewMetrics(version), &web.Activity{}
 	trail := audit.NewLog(audit.Config{
 		Append: func(ctx context.Context, batch []audit.Event) error {
 			if err := st.AppendEvents(ctx, batch); err != nil {
 				return err
 			}
 			metrics.Count(batch)
+			activity.Count(batch)
 			return nil
 		},
 		Events: st.Events, Last: last,
@@ -139,6 +141,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 		stop()
 	}
 	server := &api.Server{Upgrade: upgrade, Conductor: conductor, Log: trail, Events: st.Events, Version: version, Metrics: metrics, Token: token, Logger: logger}
+	server.Dashboard = &web.Server{API: server.Client(), Log: trail, Events: st.Events, Token: token, Activity: activity, Version: version, Logger: logger}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {

@@ -1,0 +1,57 @@
+// What the pages cannot do without a script. htmx does the rest.
+(function () {
+  "use strict";
+  var detail = document.getElementById("detail");
+  var pause = document.getElementById("pause");
+  var state = document.getElementById("state");
+  var paused = false;
+
+  // A live table keeps so many rows and no more.
+  function trim() {
+    document.querySelectorAll("[data-max]").forEach(function (body) {
+      for (var over = body.rows.length - Number(body.dataset.max); over > 0; over--) {
+        body.lastElementChild.remove();
+      }
+    });
+  }
+
+  function say(text) {
+    if (!state) return;
+    state.textContent = text;
+    state.dataset.state = text;
+  }
+
+  document.body.addEventListener("htmx:sseOpen", function () { if (!paused) say("live"); });
+  document.body.addEventListener("htmx:sseError", function () { say("reconnecting"); });
+  document.body.addEventListener("htmx:sseMessage", trim);
+  document.body.addEventListener("htmx:sseBeforeMessage", function (event) {
+    // While a row is being read nothing moves.
+    if (paused) event.preventDefault();
+  });
+  if (pause) {
+    pause.addEventListener("click", function () {
+      // What happened meanwhile is on the page when it is loaded again.
+      if (paused) return location.reload();
+      paused = true;
+      pause.textContent = "Go on";
+      say("paused");
+    });
+  }
+
+  // An event opens in front of the list it was chosen from.
+  document.body.addEventListener("htmx:afterSwap", function (event) {
+    if (event.detail.target.id === "detail-body" && !detail.open) detail.showModal();
+  });
+  if (detail) {
+    detail.addEventListener("click", function (event) { if (event.target === detail) detail.close(); });
+  }
+  document.body.addEventListener("click", function (event) {
+    var row = event.target.closest("tr.event");
+    if (row && !event.target.closest("a, button") && !String(getSelection())) row.querySelector("a").click();
+  });
+
+  document.body.addEventListener("submit", function (event) {
+    var question = event.target.dataset.confirm;
+    if (question && !confirm(question)) event.preventDefault();
+  });
+})();
