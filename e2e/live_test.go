@@ -173,6 +173,9 @@ type Attached struct {
 	Mode      string
 	SessionID string `json:"session_id"`
 	Warnings  []string
+	// AttachedAt tells two attachments of one container apart; a namespace's
+	// number may be given to its successor.
+	AttachedAt time.Time `json:"attached_at"`
 }
 
 // attached returns what weir ps says of a container; nil if nothing.

@@ -60,7 +60,7 @@ func TestLabelsAttachAndContainersComeBack(t *testing.T) {
 	run(t, "docker", "restart", "-t", "0", enforced.Name)
 	eventually(t, "attached after the restart", func() bool {
 		a := w.attached(enforced.Name)
-		return a.State == "attached" && a.NetNS != first.NetNS
+		return a.State == "attached" && a.AttachedAt.After(first.AttachedAt)
 	})
 	expect("after a restart", enforced, true, false)
 	if a := w.attached(enforced.Name); a.SessionID != first.SessionID {
