@@ -59,7 +59,7 @@ const (
 
 // Error is the only error type of this package: why a request is refused.
 type Error struct {
-	Code    Code
+	Code Code
 	// Message is one line that says what is wrong; its length is bounded. It is
 	// fit to be stored: names of operations, fragments and protocol elements may
 	// be in it, values of the document, of variables and of parameters are not.
