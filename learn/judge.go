@@ -17,9 +17,10 @@ func judge(p *rules.Policy, o *Observation, who rules.Container, now time.Time) 
 		Time: now, Container: who, Stage: rules.Hello, Transport: o.Transport,
 		Addr: o.Address, Port: o.Port, Captured: true, ProgramFailed: true,
 	}
+	// What the client said first is not recorded: it named the host, if any.
+	r.Claim = rules.Claim{Kind: rules.ClaimTLS, Name: o.Host}
 	if o.Host != "" {
 		r.Names = []string{o.Host}
-		r.Claim = rules.Claim{Kind: rules.ClaimTLS, Name: o.Host}
 	}
 	if o.Binary != "" {
 		r.Program, r.ProgramFailed = &rules.Program{Path: o.Binary}, false
@@ -31,9 +32,6 @@ func judge(p *rules.Policy, o *Observation, who rules.Container, now time.Time) 
 	case audit.Connect:
 		d = p.Decide(r)
 		return d, d.Verdict == rules.Inspect
-	}
-	if o.Host == "" {
-		r.Claim = rules.Claim{Kind: rules.ClaimTLS}
 	}
 	r.Stage = rules.HTTP
 	r.HTTP = &rules.HTTPRequest{Method: o.Method, Target: o.Path, Upgrade: o.Upgrade}
