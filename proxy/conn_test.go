@@ -90,6 +90,7 @@ func TestPeek(t *testing.T) {
 		{"other, one allowed name", []string{"a.example"}, "EHLO x\r\n", "allow", ""},
 		{"other, one denied name", []string{"b.example"}, "EHLO x\r\n", "deny", ""},
 		{"other, two names", []string{"a.example", "b.example"}, "EHLO x\r\n", "deny", ""},
+		{"a SOCKS proxy", []string{"a.example"}, "\x05\x01\x00", "deny", "SOCKS"},
 		{"a word", []string{"a.example"}, "hello", "allow", ""},
 		{"nothing, one allowed name", []string{"a.example"}, "", "allow", ""},
 		{"nothing, two names", []string{"a.example", "b.example"}, "", "deny", ""},

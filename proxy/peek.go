@@ -61,7 +61,7 @@ func (s *Server) look(p *pump, deadline time.Time, dst netip.AddrPort) (rules.Cl
 // what the first n did not. Without it a long head that comes byte by byte
 // would be read from its start for each of them.
 func worthReading(b []byte, n, limit int) bool {
-	return b[0] == typeHandshake || n <= maxMethod || len(b) >= limit || bytes.IndexByte(b[n:], '\n') >= 0
+	return b[0] == typeHandshake || b[0] == 4 || b[0] == 5 || n <= maxMethod || len(b) >= limit || bytes.IndexByte(b[n:], '\n') >= 0
 }
 
 // firstLine is b up to its first line end.
@@ -103,6 +103,13 @@ func classify(b []byte, dst netip.AddrPort, limit int, final bool) (claim rules.
 			return broken(errors.New(echProblem)), 0
 		}
 		return named(rules.ClaimTLS, h.name, dst.Addr()), 0
+	}
+	is, need := socks(b)
+	if is || need > 0 && (final || full) {
+		return broken(errors.New(socksProblem)), 0
+	}
+	if need > 0 {
+		return rules.Claim{}, need
 	}
 	host, err := parseHead(b, dst.Port())
 	switch {
