@@ -182,6 +182,7 @@ func (c *Conductor) Detach(ctx context.Context, ref string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.letGo(ctx, a.ID, a.runtime)
 	c.lifecycle(a.ID, "", "detached")
 	delete(c.attachments, a.ID)
 	return nil
@@ -223,8 +224,8 @@ func (c *Conductor) Attachment(ctx context.Context, ref string) (Status, error) 
 // attachment finds an attachment by name, id or unique id prefix; what it does
 // not know by name, the runtime may.
 func (c *Conductor) attachment(ctx context.Context, ref string) (*attachment, error) {
+	a := c.knownAs(ctx, ref)
 	c.mu.Lock()
-	a := c.attachedAs(ref)
 	var prefixed []string
 	for id := range maps.Keys(c.attachments) {
 		if a == nil && len(ref) > 0 && len(ref) < len(id) && id[:len(ref)] == ref {
@@ -284,6 +285,20 @@ func (c *Conductor) attachedAs(ref string) *attachment {
 		}
 	}
 	return nil
+}
+
+// knownAs is attachedAs for a name that a caller gave. What a process id or a
+// path stood for when it was attached it may not stand for any more.
+func (c *Conductor) knownAs(ctx context.Context, ref string) *attachment {
+	c.mu.Lock()
+	a := c.attachedAs(ref)
+	c.mu.Unlock()
+	if a != nil && a.runtime == "" && a.ID != ref {
+		if found, err := c.config.Runtimes.Find(ctx, ref); err == nil && found.ID != a.ID {
+			return nil
+		}
+	}
+	return a
 }
 
 func notAttached(ref string) error {

@@ -211,10 +211,7 @@ func (c *Conductor) canonical(r rules.Rule) (rules.Rule, []string, error) {
 // literal turns what a user calls a container into its identity. A container
 // that is not there (yet) keeps the name it was called by.
 func (c *Conductor) literal(ctx context.Context, ref string) (string, error) {
-	c.mu.Lock()
-	a := c.attachedAs(ref)
-	c.mu.Unlock()
-	if a != nil {
+	if a := c.knownAs(ctx, ref); a != nil {
 		return a.ID, nil
 	}
 	found, err := c.config.Runtimes.Find(ctx, ref)

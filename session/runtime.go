@@ -116,6 +116,9 @@ func (c *Conductor) finishDetach(ctx context.Context, s store.Attachment, found 
 	} else if err := redirect.Remove(nil, lockName(s.ContainerID)); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.letGo(ctx, s.ContainerID, s.Runtime)
+	c.mu.Unlock()
 	return c.store.DeleteAttachment(ctx, s.ContainerID)
 }
 
@@ -321,22 +324,36 @@ func (c *Conductor) removed(ctx context.Context, id string) {
 	if err := redirect.Remove(nil, lockName(id)); err != nil {
 		c.logger.Error("removing what locked a removed container", "container", a.Name, "error", err)
 	}
-	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.store.DeleteAttachment(ctx, id); err != nil && !errors.Is(err, store.ErrNotFound) {
 		c.logger.Error("forgetting a removed container", "container", a.Name, "error", err)
 	}
+	c.endSessionsOf(ctx, id, "ended: its container was removed")
+	c.lifecycle(id, "", "container removed")
+	delete(c.attachments, id)
+}
+
+// endSessionsOf ends all sessions of a container. mu is held.
+func (c *Conductor) endSessionsOf(ctx context.Context, id, how string) {
+	now := c.now()
 	for i := len(c.sessions) - 1; i >= 0; i-- {
 		if s := c.sessions[i]; s.Container == id {
 			if err := c.store.EndSession(ctx, s.ID, now); err != nil {
-				c.logger.Error("ending a removed container's session", "session", s.ID, "error", err)
+				c.logger.Error("ending a session", "session", s.ID, "error", err)
 			}
-			c.forget(i, now, "ended: its container was removed")
+			c.forget(i, now, how)
 		}
 	}
-	c.lifecycle(id, "", "container removed")
-	delete(c.attachments, id)
+}
+
+// letGo ends the sessions of a bare namespace that is not attached any more:
+// nothing keeps it alive now, and the kernel gives its number to the next one,
+// which is somebody else. mu is held.
+func (c *Conductor) letGo(ctx context.Context, id, runtime string) {
+	if runtime == "" {
+		c.endSessionsOf(ctx, id, "ended: its namespace was detached, and its number may become another's")
+	}
 }
 
 // heirs are the running containers that live on in a namespace. When the one
