@@ -142,6 +142,7 @@ func (s *Server) rejudge(ctx context.Context, f *flow) (goesOn bool) {
 	f.mu.Unlock()
 	switch {
 	case d.Verdict == rules.Deny:
+		d.Reason = "allowed before, cut now: " + d.Reason
 		f.cut(d)
 	case d.Verdict == rules.Inspect && !relayed && d.Layer != rules.AllowAll: // learning only looks
 		d.Verdict = rules.Deny

@@ -97,7 +97,7 @@ func TestRejudge(t *testing.T) {
 			for range 2 {
 				e := w.event()
 				cut := e.Address == "203.0.113.7" && c.cutA || e.Address == "203.0.113.8" && c.cutB
-				if (e.Verdict == "deny") != cut || e.BytesIn == 0 {
+				if (e.Verdict == "deny") != cut || strings.HasPrefix(e.Reason, "allowed before, cut now: ") != cut || e.BytesIn == 0 {
 					t.Errorf("cut %v: event %+v", cut, e)
 				}
 			}

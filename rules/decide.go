@@ -211,7 +211,7 @@ func (p *Policy) nameless(q *query, kind ClaimKind) Decision {
 			}
 		}
 		if !o.needProgram && (o.finding == allowedByName || o.finding == inspected && o.entry.dest.named()) {
-			return deny(q, Default, fmt.Sprintf("the client's %s names no host, and %s allows it by name", kind, o.entry.reason))
+			return deny(q, Default, fmt.Sprintf("the client's %s names no host, and %s only by that name", kind, o.entry.reason))
 		}
 		d := p.settle(q, o, kind)
 		if d.Verdict == Deny || d.NeedProgram {

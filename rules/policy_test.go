@@ -168,3 +168,28 @@ func TestConcurrentDecisions(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+func TestTraceCountsRules(t *testing.T) {
+	p := Compile(Stack{Layers: []*Layer{
+		mustLayer(t, Global),
+		mustLayer(t, Session, Rule{ID: "other", Destination: "b.test", Ports: "80,443", Action: ActionAllow}),
+		BuiltinLayer(),
+	}})
+	d := p.Explain(Request{
+		Time: naiveNow, Stage: Hello, Transport: TCP, Captured: true, Port: 443,
+		Names: []string{"a.test"}, Addr: netip.MustParseAddr("203.0.113.7"), Claim: Claim{Kind: ClaimTLS, Name: "a.test"},
+	})
+	var got []string
+	for _, s := range d.Trace {
+		got = append(got, fmt.Sprintf("%s: %s: %s", s.Layer, s.Text, s.Why))
+	}
+	want := []string{
+		"global: no rules: ",
+		"session: 1 rule: none for a.test:443",
+		"builtin: 3 rules: none for a.test:443",
+		"default: deny: no rule of any layer allows a.test:443; default deny",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}

@@ -64,6 +64,9 @@ func portSuffix(p *entry) string {
 	if p.ports.all() {
 		return ""
 	}
+	if strings.ContainsAny(p.rule.Ports, ",-") {
+		return " on ports " + p.rule.Ports
+	}
 	return " on port " + p.rule.Ports
 }
 

@@ -43,7 +43,7 @@ func (p *Policy) trace(q *query, s Stage, d *Decision, steps []Step) []Step {
 	for i, l := range p.layers {
 		ls := l.lists(nil, q, whole)
 		head := len(steps)
-		steps = append(steps, Step{Layer: l.source, Text: fmt.Sprintf("%d rules", len(l.rules))})
+		steps = append(steps, Step{Layer: l.source, Text: count(len(l.rules), "rule")})
 		seen := int32(-1)
 		for n, ok := next(ls); ok; n, ok = next(ls) {
 			if n == seen {
@@ -77,9 +77,25 @@ func (p *Policy) trace(q *query, s Stage, d *Decision, steps []Step) []Step {
 		}
 		concern := len(steps) - head - 1
 		steps[head].Matched = concern > 0
-		steps[head].Why = fmt.Sprintf("%d for %s", concern, q.target())
+		switch {
+		case concern > 0:
+			steps[head].Why = fmt.Sprintf("%d for %s", concern, q.target())
+		case len(l.rules) > 0:
+			steps[head].Why = "none for " + q.target()
+		}
 	}
 	return steps
+}
+
+// count is a number of things, as a person says it.
+func count(n int, thing string) string {
+	switch n {
+	case 0:
+		return "no " + thing + "s"
+	case 1:
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // mismatch says why an entry for the query's destination does not match.

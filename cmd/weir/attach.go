@@ -151,6 +151,8 @@ Connections that were open before are cut and listed.`,
 						fmt.Fprintf(w, "warning\t%s\n", text)
 					}
 					fmt.Fprintf(w, "session\t%s\t%s\n", s.ID, describeSession(*s))
+				} else if a.SessionID != "" {
+					fmt.Fprintf(w, "session\t%s\tcurrent already: %s\n", a.SessionID, a.Mode)
 				} else {
 					fmt.Fprintf(w, "session\tnone\tonly global rules count; open one with: weir session create %s --allow DEST\n", a.Name)
 				}

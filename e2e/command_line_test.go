@@ -21,3 +21,12 @@ func TestCompletionOffersContainers(t *testing.T) {
 		t.Error("an attached container is not offered")
 	}
 }
+
+func TestAttachAgainSaysWhichSessionCounts(t *testing.T) {
+	w := startWeir(t, "")
+	box := newBox(t)
+	w.run("attach", box.Name, "--session", "work", "--allow", "shop.example:443")
+	if out := w.run("attach", box.Name); !strings.Contains(out, "work") || strings.Contains(out, "none") {
+		t.Errorf("the current session is work, attach says: %s", out)
+	}
+}
