@@ -40,7 +40,7 @@
 
   // An event opens in front of the list it was chosen from.
   document.body.addEventListener("htmx:afterSwap", function (event) {
-    if (event.detail.target.id === "detail-body" && !detail.open) detail.showModal();
+    if (event.target.id === "detail-body" && !detail.open) detail.showModal();
   });
   if (detail) {
     detail.addEventListener("click", function (event) { if (event.target === detail) detail.close(); });
