@@ -130,6 +130,13 @@ func (a *Attachment) install(ctx context.Context, s Spec, undo *undoList) error 
 		return err
 	}
 	undo.add(a.listeners.close)
+	var before []socket
+	if !takeover {
+		// The ruleset itself resets whatever sends at this moment.
+		if before, err = a.connectedBefore(); err != nil {
+			return err
+		}
+	}
 	a.rules = newRuleset(a.listeners.ports())
 	opens(func() error { return removeTable(a.conn, a.rules.table) })
 	if err := a.rules.install(a.conn, a.links.uplinkIndexes(a.interfaces)); err != nil {
@@ -140,7 +147,7 @@ func (a *Attachment) install(ctx context.Context, s Spec, undo *undoList) error 
 	if a.loWasDown, err = a.links.giveRoutes(); err != nil {
 		return err
 	}
-	if a.closedOld, err = a.cut(); err != nil {
+	if a.closedOld, err = a.cut(before); err != nil {
 		return err
 	}
 	if a.print, err = takeFingerprint(a.conn, a.rules.table); err != nil {

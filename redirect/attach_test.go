@@ -162,6 +162,33 @@ own.send(b"k"); print(other.recv(1).decode(),flush=True)`)
 	}
 }
 
+// Connections that send while the ruleset comes in are reset by it; they are
+// named all the same.
+func TestCutBusy(t *testing.T) {
+	l := newLab(t)
+	ns := l.container("ct", 2)
+	l.program("world", `
+import socket,threading
+s=socket.socket(); s.bind(("",7)); s.listen(); print("ready",flush=True)
+def drain(c):
+    try:
+        while c.recv(65536): pass
+    except OSError: pass
+while True: threading.Thread(target=drain,args=(s.accept()[0],),daemon=True).start()`)()
+	l.program("ct", `
+import socket
+out=[socket.create_connection(("198.51.100.1",7)) for _ in range(20)]
+print("ready",flush=True)
+while out:
+    for c in list(out):
+        try: c.send(b"x")
+        except OSError: out.remove(c)`)()
+	a := l.install(ns)
+	if closed := a.Closed(); len(closed) != 20 {
+		t.Errorf("%d of 20 connections are named: %v", len(closed), closed)
+	}
+}
+
 func TestOpen(t *testing.T) {
 	ns, err := Open("/proc/self/ns/net")
 	if err != nil {

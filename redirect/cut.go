@@ -18,6 +18,7 @@ import (
 // socket is one that sock_diag listed, with all that is needed to destroy it.
 type socket struct {
 	family, protocol byte
+	state            byte
 	id               [sockIDSize]byte // struct inet_diag_sockid as it came
 	local, remote    netip.AddrPort
 }
@@ -30,6 +31,8 @@ const (
 	// Message types of linux/sock_diag.h.
 	sockDiagByFamily = 20
 	sockDestroy      = 21
+	// established is TCP_ESTABLISHED, and the state of a connected UDP socket.
+	established = 1
 	// connectedStates leaves out listening, closed and time-wait sockets
 	// (net/tcp_states.h); a connected UDP socket is in state 1.
 	connectedStates = 0xfff &^ (1<<10 | 1<<7 | 1<<6)
@@ -39,15 +42,17 @@ const (
 // attach, inbound ones too, and forgets what connection tracking knows of
 // them: in a namespace that had a translation before ours, for example
 // Docker's for its resolver, an old connection would flow around the redirect
-// for life. Connections captured since the ruleset is there are spared.
-func (a *Attachment) cut() ([]Connection, error) {
+// for life. Connections captured since the ruleset is there are spared. Those
+// established before it that have gone meanwhile are reported as well: it has
+// reset the ones that were sending.
+func (a *Attachment) cut(before []socket) ([]Connection, error) {
 	locals, err := a.links.locals()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := diag.Dial(unix.NETLINK_INET_DIAG, &diag.Config{NetNS: a.ns.fd()})
+	conn, err := a.openDiag()
 	if err != nil {
-		return nil, fmt.Errorf("open sock_diag in namespace %s: %w", a.ns.ID(), err)
+		return nil, err
 	}
 	defer conn.Close()
 	sockets, err := connected(conn)
@@ -58,6 +63,16 @@ func (a *Attachment) cut() ([]Connection, error) {
 	if err != nil {
 		return nil, err
 	}
+	listed, early := map[[sockIDSize]byte]bool{}, map[[sockIDSize]byte]bool{}
+	for _, s := range sockets {
+		listed[s.id] = true
+	}
+	for _, s := range before {
+		early[s.id] = s.state == established
+		if early[s.id] && !listed[s.id] {
+			sockets = append(sockets, s)
+		}
+	}
 	var closed []Connection
 	for _, s := range sockets {
 		c := Connection{Protocol: protocolName(s.protocol), Local: s.local, Remote: s.remote}
@@ -65,15 +80,33 @@ func (a *Attachment) cut() ([]Connection, error) {
 			continue
 		}
 		err := destroy(conn, s)
-		if errors.Is(err, unix.ENOENT) {
+		if errors.Is(err, unix.ENOENT) && !early[s.id] {
 			continue // it has gone by itself
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, fmt.Errorf("cut the connection from %s to %s: %w", s.local, s.remote, err)
 		}
 		closed = append(closed, c)
 	}
 	return closed, nil
+}
+
+func (a *Attachment) openDiag() (*diag.Conn, error) {
+	conn, err := diag.Dial(unix.NETLINK_INET_DIAG, &diag.Config{NetNS: a.ns.fd()})
+	if err != nil {
+		return nil, fmt.Errorf("open sock_diag in namespace %s: %w", a.ns.ID(), err)
+	}
+	return conn, nil
+}
+
+// connectedBefore lists what is connected before the ruleset is there.
+func (a *Attachment) connectedBefore() ([]socket, error) {
+	conn, err := a.openDiag()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return connected(conn)
 }
 
 // connected lists the connected TCP and UDP sockets of both families.
@@ -124,7 +157,7 @@ func parseSocket(protocol byte, b []byte) (socket, error) {
 	if len(b) < diagMsgSize {
 		return socket{}, fmt.Errorf("sock_diag answered with %d bytes, want %d", len(b), diagMsgSize)
 	}
-	s := socket{family: b[0], protocol: protocol, id: [sockIDSize]byte(b[4 : 4+sockIDSize])}
+	s := socket{family: b[0], protocol: protocol, state: b[1], id: [sockIDSize]byte(b[4 : 4+sockIDSize])}
 	addr := func(b []byte) netip.Addr {
 		if s.family == unix.AF_INET {
 			return netip.AddrFrom4([4]byte(b[:4]))
