@@ -178,6 +178,9 @@ func (b *tab) shoot(dir, name string, dark bool) {
 		if over := eval[int64](b, "document.documentElement.scrollWidth"); over > width {
 			b.t.Errorf("%s is %d wide in a window of %d", name, over, width)
 		}
+		if over := eval[int64](b, `Math.max(0, ...[...document.querySelectorAll(".scroll")].map(e => e.scrollWidth - e.clientWidth))`); over > 0 {
+			b.t.Errorf("%s: a table is %d too wide in a window of %d", name, over, width)
+		}
 		file := filepath.Join(dir, fmt.Sprintf("%s-%s-%d.png", name, scheme, width))
 		if err := os.WriteFile(file, picture, 0o600); err != nil {
 			b.t.Fatal(err)

@@ -16,7 +16,8 @@ type rulesData struct {
 	Source, Container string
 	Attachments       []api.Attachment
 	Form              ruleForm
-	Sessions          map[string]bool // those that count
+	Sessions          map[string]bool   // those that count
+	Names             map[string]string // of attached containers, by id
 }
 
 // A ruleForm is a rule as a form has it.
@@ -70,6 +71,10 @@ func (s *Server) rulesOf(r *request, source, container string) (d rulesData, err
 		d.Sessions[one.ID] = one.Current
 	}
 	d.Attachments, err = s.API.Attachments(ctx)
+	d.Names = map[string]string{}
+	for _, a := range d.Attachments {
+		d.Names[a.ContainerID] = a.Name
+	}
 	return d, err
 }
 
