@@ -176,10 +176,10 @@ func TestAttachUnderFireLetsNothingPassUndecided(t *testing.T) {
 
 // startPlainWeir starts a daemon without the race detector, which makes
 // everything slower by an order of magnitude.
-func startPlainWeir(t testing.TB) *Weir {
+func startPlainWeir(t testing.TB, config string) *Weir {
 	t.Helper()
-	w := newWeir(t, "")
-	w.binary = filepath.Join(t.TempDir(), "weir")
+	w := newWeir(t, config)
+	w.binary = filepath.Join(filepath.Dir(weirBinary), "weir-plain")
 	run(t, "go", "build", "-o", w.binary, "../cmd/weir")
 	w.start()
 	return w
@@ -188,7 +188,7 @@ func startPlainWeir(t testing.TB) *Weir {
 // How long an attach takes is measured with the binary that users run.
 func TestAttachIsQuick(t *testing.T) {
 	newOutside(t)
-	w := startPlainWeir(t)
+	w := startPlainWeir(t, "")
 	box := newBox(t, "--network", newNetwork(t))
 	docker := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) {
 		return net.Dial("unix", "/var/run/docker.sock")

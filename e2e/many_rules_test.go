@@ -162,7 +162,7 @@ func TestDecisionsAreTheSameWithTenRulesAndWithAHundredThousand(t *testing.T) {
 	o := newOutside(t)
 	hello(o, "198.51.100.10:80")
 	o.addName("shop.example", "198.51.100.10")
-	w := startPlainWeir(t)
+	w := startPlainWeir(t, "")
 	box := newBox(t)
 	w.run("attach", box.Name, "--allow", "shop.example:80")
 	seed := uint64(time.Now().UnixNano())
