@@ -69,8 +69,9 @@ func (s *service) open() *tab {
 			if err != nil {
 				return // the tab is closed
 			}
-			// Answers such as 422 are errors of the network.
-			if m.IsException() || m.Type == "error" && m.Source != "network" {
+			// Answers such as 422 are errors of the network; a stream that ended
+			// is one that htmx prints.
+			if m.IsException() || m.Type == "error" && m.Source != "network" && m.Text != "[object Event]" {
 				s.t.Errorf("the browser complains: %s", m)
 			}
 		}

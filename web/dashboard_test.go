@@ -225,6 +225,24 @@ func TestWhatAContainerChoseIsText(t *testing.T) {
 	b.says(`\u202e`)
 }
 
+// A page that is open when the login ends leads to the login, and back.
+func TestTheLoginEndsWhileAPageIsOpen(t *testing.T) {
+	s := newService(t)
+	b := s.open()
+	b.logIn()
+	b.to("/events?verdict=deny")
+	b.wait("the stream is open", `document.getElementById("state").textContent === "live"`)
+	s.clock.advance(loginTime)
+	s.log.Record(audit.Event{Type: audit.DNS, Verdict: "deny", ContainerName: "web", Host: "a.example", Reason: "r"})
+	b.wait("it is at the login", `location.pathname === "/login" && document.getElementById("token") !== null`)
+	b.do(chromedp.SendKeys(chromedp.CSS("#token"), token))
+	b.click("button.primary")
+	if at := eval[string](b, "location.pathname + location.search"); at != "/events?verdict=deny" {
+		t.Errorf("back at %s", at)
+	}
+	b.says("a.example")
+}
+
 // stored waits until everything recorded is stored.
 func (s *service) stored() {
 	s.t.Helper()

@@ -125,6 +125,9 @@ func (s *Server) eventStream(w http.ResponseWriter, r *request) error {
 			skipped += max(0, len(rows)-maxRows)
 			err = s.sendRows(to, rows[max(0, len(rows)-maxRows):], sub.Cursor(), skipped)
 		}
+		if s.logins.find(r.Request, s.Now()) == nil {
+			return nil // logged out; the browser comes back and is told
+		}
 		if err != nil {
 			return nil // the browser or the daemon is gone: there is nobody to tell
 		}

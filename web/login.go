@@ -126,6 +126,9 @@ func (s *Server) toLogin(w http.ResponseWriter, r *http.Request) {
 		to += "?next=" + url.QueryEscape(r.URL.RequestURI())
 	}
 	if r.Header.Get("HX-Request") != "" {
+		if page, err := url.Parse(r.Header.Get("HX-Current-URL")); err == nil && page.Path != "" {
+			to += "?next=" + url.QueryEscape(page.RequestURI())
+		}
 		// A part of a page would be put where the login does not belong.
 		w.Header().Set("HX-Redirect", to)
 		w.WriteHeader(http.StatusUnauthorized)

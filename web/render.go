@@ -43,6 +43,7 @@ func readPages(s *Server) pages {
 			return t.UTC().Format(time.RFC3339)
 		},
 		"hostport": hostPort, "layer": layerName, "join": strings.Join, "dict": dict, "ofDocument": ofDocument,
+		"spaced": func(ports string) string { return strings.ReplaceAll(ports, ",", ", ") },
 	}
 	shared := template.Must(template.New("").Funcs(functions).ParseFS(files, "templates/layout.html", "templates/parts.html"))
 	all := pages{}

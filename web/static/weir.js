@@ -22,7 +22,11 @@
   }
 
   document.body.addEventListener("htmx:sseOpen", function () { if (!paused) say("live"); });
-  document.body.addEventListener("htmx:sseError", function () { say("reconnecting"); });
+  document.body.addEventListener("htmx:sseError", function () {
+    say("reconnecting");
+    // Who is not logged in any more is sent to the login by any page.
+    htmx.ajax("GET", "/overview", {swap: "none"});
+  });
   document.body.addEventListener("htmx:sseMessage", trim);
   document.body.addEventListener("htmx:sseBeforeMessage", function (event) {
     // While a row is being read nothing moves.
