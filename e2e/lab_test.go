@@ -50,6 +50,7 @@ func prepare() error {
 	if os.Getuid() != 0 {
 		return errors.New("needs root: sudo ./scripts/test")
 	}
+	sweep()
 	dir, err := os.MkdirTemp("", "weir-e2e")
 	if err != nil {
 		return err

@@ -160,6 +160,10 @@ func newLab(t testing.TB) *lab {
 	script := `
 		ip link set lo up
 		echo 1 > /proc/sys/net/ipv4/ip_forward
+		# IPv6 gives links addresses and routes some time after they came up, in the middle of a comparison.
+		for at in "" "ip netns exec %[1]s" "ip netns exec %[2]s"; do
+			$at sh -ec "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"
+		done
 		ip link add box%[3]d type veth peer name eth0 netns %[1]s
 		ip link add world%[3]d type veth peer name eth0 netns %[2]s
 		ip addr add 172.31.0.1/24 dev box%[3]d; ip link set box%[3]d up
