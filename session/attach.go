@@ -188,11 +188,11 @@ func (c *Conductor) Detach(ctx context.Context, ref string) error {
 	return nil
 }
 
-// leaving notes that a detach is to be completed rather than the attachment.
+// leaving notes that a detach is still to be completed.
 func (c *Conductor) leaving(a *attachment, record store.Attachment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a.stored = record
+	a.stored, a.failed = record, true
 }
 
 // Attachments lists what is attached or waits for its container to start, by

@@ -31,6 +31,7 @@ type attachment struct {
 	warnings []string
 	since    time.Time
 	stored   store.Attachment // from an earlier daemon; zero once it was live
+	failed   bool             // to attach while its container ran; guarded by the Conductor's mu
 
 	policy     atomic.Pointer[rules.Policy]
 	denied     atomic.Int64

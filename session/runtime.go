@@ -47,6 +47,7 @@ func (c *Conductor) restore(ctx context.Context) error {
 			_, _, err = c.attach(ctx, found, s.Ref)
 			if err != nil {
 				c.wait(s)
+				c.fail(s.ContainerID, true)
 			}
 		default:
 			c.wait(s)
@@ -151,6 +152,7 @@ func (c *Conductor) handle(ctx context.Context, e container.Event) {
 // asks for it by its labels.
 func (c *Conductor) started(ctx context.Context, found container.Container) {
 	if err := c.start(ctx, found); err != nil {
+		c.fail(found.ID, true)
 		c.logger.Error("attaching a started container", "container", found.Name, "error", err)
 		c.log.Record(audit.Event{Type: audit.Lifecycle, ContainerID: found.ID, ContainerName: found.Name, Reason: "attach at start: " + err.Error()})
 	}
@@ -176,29 +178,38 @@ func (c *Conductor) start(ctx context.Context, found container.Container) error 
 	return err
 }
 
-// retry attaches what runs, is to be attached, and could not be when it
-// started or when the daemon did.
+// retry attaches what was to be attached, or detached, and could not be when
+// its container or the daemon started.
 func (c *Conductor) retry(ctx context.Context) {
-	waiting := map[string]bool{}
+	var failed []string
 	c.mu.Lock()
 	for id, a := range c.attachments {
-		if a.live == nil && a.runtime != "" {
-			waiting[id] = true
+		if a.live == nil && a.failed {
+			failed = append(failed, id)
 		}
 	}
 	c.mu.Unlock()
-	if len(waiting) == 0 {
-		return
-	}
-	// A runtime that does not answer is the business of watchRuntimes.
-	all, _ := c.config.Runtimes.List(ctx)
-	for _, found := range all {
-		if !found.Running || !waiting[found.ID] {
+	for _, id := range failed {
+		found, err := c.config.Runtimes.Find(ctx, id)
+		switch {
+		case err == nil:
+			err = c.start(ctx, found)
+		case errors.Is(err, container.ErrNotRunning), errors.Is(err, container.ErrNotFound):
+			c.fail(id, false) // its next start will be told
 			continue
 		}
-		if err := c.start(ctx, found); err != nil {
-			c.logger.Error("attaching a container again", "container", found.Name, "error", err)
+		if err != nil {
+			c.logger.Error("attaching a container again", "container", id, "error", err)
 		}
+	}
+}
+
+// fail notes whether an attachment, if it is still wanted, is to be tried again.
+func (c *Conductor) fail(id string, failed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a := c.attachments[id]; a != nil {
+		a.failed = failed
 	}
 }
 
@@ -375,7 +386,7 @@ func (c *Conductor) renamed(ctx context.Context, found container.Container) {
 		return
 	}
 	if a.live == nil {
-		waiting := &attachment{ID: a.ID, Name: found.Name, ref: a.ref, runtime: a.runtime, since: a.since, stored: a.stored}
+		waiting := &attachment{ID: a.ID, Name: found.Name, ref: a.ref, runtime: a.runtime, since: a.since, stored: a.stored, failed: a.failed}
 		c.compile(waiting, c.now())
 		c.attachments[a.ID] = waiting
 		c.mu.Unlock()
