@@ -330,3 +330,64 @@ func TestLimitsRefuseTheOneWhoHitsThem(t *testing.T) {
 		t.Errorf("limits of the one who hit none: %+v", list)
 	}
 }
+
+// One that fills the kernel's table of connections opens nothing by that, and
+// fills nobody else's.
+func TestAFullTableOfConnectionsOpensNothing(t *testing.T) {
+	o := newOutside(t)
+	quietEcho(o, "198.51.100.10:7")
+	quietEcho(o, canary4+":7")
+	seen := o.watch(canary4)
+	w := startPlainWeir(t, "")
+	name, other := newNamespace(t), newNamespace(t)
+	for _, n := range []string{name, other} {
+		w.run("attach", "netns:"+n, "--allow", "198.51.100.10:7")
+	}
+	ns, err := netns.GetFromName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	read := func(what string) (n int) {
+		t.Helper()
+		out := run(t, "ip", "netns", "exec", name, "cat", "/proc/sys/net/netfilter/nf_conntrack_"+what)
+		if _, err := fmt.Sscan(out, &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	most := read("max")
+	err = inside(ns, func() error {
+		// Its own loopback is its own: a flow for each pair of ports.
+		for sent := 0; sent < most+most/8; {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			for port := 1; port < 1<<16; port++ {
+				// What came back for the one before is an error of this one.
+				unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+				sent++
+			}
+			unix.Close(fd)
+		}
+		return nil
+	})
+	count := read("count")
+	t.Logf("%d of %d flows are tracked, %v", count, most, err)
+	if err != nil || count < most/2 {
+		t.Errorf("the table is not full: this shows nothing")
+	}
+	for range 20 {
+		if talks(ns, canary4+":7") {
+			t.Error("what is not allowed is reached")
+		}
+	}
+	t.Logf("what is allowed is reached: %v", talks(ns, "198.51.100.10:7"))
+	if r := load(t, other, "paced", "198.51.100.10:7", "10ms").during(500 * time.Millisecond); r.OK == 0 || r.Refused > 0 {
+		t.Errorf("another one's connections: %+v", r)
+	}
+	if packets := seen(); len(packets) > 0 {
+		t.Errorf("%d packets reached the canary", len(packets))
+	}
+}

@@ -220,10 +220,12 @@ func TestRootWithNetAdminStaysIn(t *testing.T) {
 		{"another address", `ip addr add 198.51.100.200/32 dev eth0; ip -6 addr add 2001:db8:77::200/128 dev eth0 nodad; nft flush ruleset
 			ip route replace default via ` + b.gateway + ` src 198.51.100.200`},
 		{"a tun with a route", `mkdir -p /dev/net; mknod /dev/net/tun c 10 200; ip tuntap add tun0 mode tun && ip addr add 10.9.9.1/24 dev tun0 && ip link set tun0 up; nft flush ruleset`},
+		{"another route table", `ip route add default via ` + b.gateway + ` dev eth0 table 77; ip rule add pref 1 lookup 77; nft flush ruleset`},
 		{"a macvlan", `ip link add mv0 link eth0 type macvlan mode bridge; ip link set mv0 up; ip addr add ` + nextAddress(b.gateway) + `/16 dev mv0
 			ip route replace default via ` + b.gateway + ` dev mv0; nft flush ruleset`},
 		{"another hardware address", `ip link del mv0; ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:66; ip link set eth0 up
 			ip route replace default via ` + b.gateway + `; nft flush ruleset`},
+		{"packets of lo sent by eth0", `tc qdisc add dev lo clsact; tc filter add dev lo egress protocol all u32 match u32 0 0 action mirred egress redirect dev eth0; nft flush ruleset`},
 	} {
 		out := b.attack("{ " + attack.line + "; } >/dev/null 2>&1 || true")
 		b.silent(attack.name, out)
@@ -239,7 +241,7 @@ func nextAddress(gateway string) string {
 	return fmt.Sprintf("%d.%d.%d.%d", ip[0], ip[1], ip[2], 99)
 }
 
-// Row 77 and 78 of what must not work: Docker's own resolver.
+// Rows 77 and 78 of docs/security.md: Docker's own resolver.
 func TestDockersResolverIsClosedByItsRealPortAndAfterAFlush(t *testing.T) {
 	o := newOutside(t)
 	o.addName("leak.example", canary4)

@@ -43,7 +43,7 @@ func restWorld(t *testing.T) (w *Weir, box *Box, secure, clear *Recorder) {
 	return w, box, secure, clear
 }
 
-// Row 65 of the red-team list, and what REST rules say.
+// Row 65 of docs/security.md, and what REST rules say.
 func TestRESTRequestsAreJudgedAndSentByTheirCanonicalPath(t *testing.T) {
 	w, box, secure, clear := restWorld(t)
 	type request struct {
