@@ -38,7 +38,7 @@ var attacks = []attack{
 	{"TCP to an address no rule allows", func(t target) (bool, error) { return dial("tcp", t.canary, t.open, 0) }},
 	{"the same over IPv6", func(t target) (bool, error) { return dial("tcp", t.canary6, t.open, 0) }},
 	{"the same as an IPv4-mapped IPv6 address", func(t target) (bool, error) {
-		return dial("tcp6", netip.AddrFrom16(t.canary.As16()), t.open, 0)
+		return mapped(t.canary, t.open)
 	}},
 	{"TCP with every mark set (SO_MARK)", func(t target) (bool, error) { return dial("tcp", t.canary, t.open, -1) }},
 	{"cloud metadata", func(t target) (bool, error) {
@@ -56,6 +56,7 @@ var attacks = []attack{
 	{"a protocol of its own (GRE)", func(t target) (bool, error) { return false, raw(t.canary, unix.IPPROTO_GRE, nil) }},
 	{"frames past the kernel (AF_PACKET)", func(t target) (bool, error) { return false, frames(t, 0) }},
 	{"frames past the queue as well (PACKET_QDISC_BYPASS)", func(t target) (bool, error) { return false, frames(t, 1) }},
+	{"frames straight to the driver (AF_XDP)", func(t target) (bool, error) { return false, express(t) }},
 	{"an address of its own choice", otherAddress},
 	{"the rules in the namespace flushed", flushed},
 }
@@ -90,6 +91,33 @@ func dial(network string, to netip.Addr, port uint16, mark int) (bool, error) {
 	return n > 0, nil
 }
 
+// mapped is dial by an IPv6 socket to an IPv4 address, which Go would make an
+// IPv4 socket of.
+func mapped(to netip.Addr, port uint16) (bool, error) {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	wait := unix.NsecToTimeval(patience.Nanoseconds())
+	for _, which := range []int{unix.SO_SNDTIMEO, unix.SO_RCVTIMEO} { // the first is connect's, too
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, which, &wait); err != nil {
+			return false, err
+		}
+	}
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Connect(fd, &unix.SockaddrInet6{Addr: to.As16(), Port: int(port)})
+	}
+	if err != nil {
+		return false, nil
+	}
+	if _, err := unix.Write(fd, []byte(secret+"\n")); err != nil {
+		return false, nil
+	}
+	n, _ := unix.Read(fd, make([]byte, 64))
+	return n > 0, nil
+}
+
 // send sends datagrams; a refusal by the kernel is what is hoped for.
 func send(network string, to netip.Addr, port uint16) error {
 	c, err := net.DialTimeout(network, netip.AddrPortFrom(to, port).String(), patience)
@@ -117,24 +145,17 @@ func raw(to netip.Addr, proto int, head []byte) error {
 	return nil
 }
 
-// frames writes Ethernet frames with UDP in them to the interface itself.
-func frames(t target, bypass int) error {
+// frame is a datagram to the canary as an Ethernet frame, and the interface
+// that it would leave by.
+func (t target) frame() ([]byte, netlink.Link, error) {
 	h, err := netlink.NewHandle()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	defer h.Close()
 	link, err := h.LinkByName("eth0")
 	if err != nil {
-		return err
-	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, bypass); err != nil {
-		return err
+		return nil, nil, err
 	}
 	src, dst := address(t.lab.run, 2).As4(), t.canary.As4()
 	payload := []byte(secret)
@@ -151,7 +172,23 @@ func frames(t target, bypass int) error {
 	ip[10], ip[11] = byte(^sum>>8), byte(^sum)
 	// To everybody: the bridge hands it to the canary whatever its address is.
 	frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, link.Attrs().HardwareAddr...)
-	frame = append(append(append(frame, 0x08, 0x00), ip...), udp...)
+	return append(append(append(frame, 0x08, 0x00), ip...), udp...), link, nil
+}
+
+// frames writes frames to the interface itself.
+func frames(t target, bypass int) error {
+	frame, link, err := t.frame()
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, bypass); err != nil {
+		return err
+	}
 	for range 3 {
 		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}); err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOBUFS) {
 			return err
