@@ -12,7 +12,7 @@ import (
 )
 
 // patience bounds every wait of the tests.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 var labs atomic.Int32
 

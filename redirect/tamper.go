@@ -141,13 +141,18 @@ func (a *Attachment) checkRuleset() ([]Tamper, error) {
 // that cannot be listed, because parts disappear meanwhile, counts as changed.
 // When the restoring fails the next look finds the same difference again.
 func (a *Attachment) verify() []Tamper {
+	now, err := takeFingerprint(a.conn, a.rules.table)
+	if err != nil {
+		// Once more: a table that was deleted in the middle of it is gone now.
+		now, err = takeFingerprint(a.conn, a.rules.table)
+	}
 	var what string
-	if now, err := takeFingerprint(a.conn, a.rules.table); err != nil {
+	if err != nil {
 		what = "it changes while it is listed: " + err.Error()
 	} else if what = a.print.differences(now); what == "" {
 		return nil
 	}
-	err := a.restore()
+	err = a.restore()
 	return []Tamper{{Time: time.Now(), Kind: Ruleset, What: clean(what), Restored: err == nil, Err: err}}
 }
 
