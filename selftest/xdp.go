@@ -30,7 +30,7 @@ func express(t target) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Munmap(memory)
+	defer func() { _ = unix.Munmap(memory) }()
 	region := unix.XDPUmemReg{Addr: uint64(uintptr(unsafe.Pointer(&memory[0]))), Len: uint64(len(memory)), Size: size}
 	if err := option(fd, unix.XDP_UMEM_REG, unsafe.Pointer(&region), unsafe.Sizeof(region)); err != nil {
 		return fmt.Errorf("memory of an XDP socket: %w", err)
@@ -51,7 +51,7 @@ func express(t target) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Munmap(ring)
+	defer func() { _ = unix.Munmap(ring) }()
 	if err := unix.Bind(fd, &unix.SockaddrXDP{Flags: unix.XDP_COPY, Ifindex: uint32(link.Attrs().Index)}); err != nil {
 		return fmt.Errorf("bind an XDP socket: %w", err)
 	}
