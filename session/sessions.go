@@ -137,6 +137,10 @@ func (c *Conductor) CreateSession(ctx context.Context, spec Spec) (Session, erro
 	c.forgetUse(c.layers[s.ID])
 	c.layers[s.ID] = layer
 	c.changed(now, s.Container)
+	if c.attachedAs(s.Container) == nil {
+		// It may come; it may also be misspelt.
+		warnings = append(warnings, fmt.Sprintf("container %s is not attached: the session counts once it is, see 'weir attach %[1]s'", spec.Container))
+	}
 	c.lifecycle(s.Container, s.ID, "session %s: %s", verb, describe(&s))
 	return Session{SessionState: s, Current: c.isCurrent(&s, now), Warnings: warnings}, nil
 }

@@ -90,7 +90,8 @@ func printDecision(w io.Writer, d api.Decision) {
 			if s.Won {
 				mark = ">"
 			}
-			fmt.Fprintf(w, "%s %s\t%s\t%s\n", mark, s.Layer, s.Text, s.Why)
+			line := fmt.Sprintf("%s %s\t%s\t%s", mark, s.Layer, s.Text, s.Why)
+			fmt.Fprintln(w, strings.TrimSuffix(line, "\t"))
 		}
 	}
 	if len(d.Hints) > 0 {
