@@ -78,7 +78,7 @@ func (s *service) furnish(l *lab, id string) {
 	_, err = s.api.CreateSession(ctx, api.SessionRequest{ID: "watch", Container: "not-there-yet", AllowAll: true})
 	must(err)
 	_, err = s.api.CreateSession(ctx, api.SessionRequest{ID: "job-4711", Container: id, TTLSeconds: 3600, Labels: map[string]string{"job": "4711"},
-		NetworkRules: []api.SessionRule{{Destination: "*.npmjs.org", Ports: "443", Action: "allow"}, {Destination: "x.tracker.example", Action: "allow"}, {Destination: "10.0.0.0/8", Ports: "5432,6379,8000-9000", Action: "deny"}},
+		NetworkRules: []api.SessionRule{{Destination: "*.packages.example", Ports: "443", Action: "allow"}, {Destination: "x.tracker.example", Action: "allow"}, {Destination: "10.0.0.0/8", Ports: "5432,6379,8000-9000", Action: "deny"}},
 		Policy:       api.PolicyString("version: 1\nnetwork_policies:\n  github:\n    endpoints:\n      - host: api.github.com\n        port: 443\n        path: /graphql\n        protocol: graphql\n        access: read-only\n")})
 	must(err)
 	web := func(e audit.Event) audit.Event {
@@ -87,7 +87,7 @@ func (s *service) furnish(l *lab, id string) {
 	}
 	now := time.Now()
 	for i := range 400 {
-		e := web(audit.Event{Time: now.Add(-time.Duration(i*i%50) * time.Second), Type: audit.Connect, Verdict: "allow", Layer: "session", RuleID: "job-4711/0", Host: "registry.npmjs.org", Address: "203.0.113.80", Port: 443, Transport: "tcp", BytesIn: 48213, BytesOut: 1822, DurationMS: 211, Reason: "session rule allow *.npmjs.org, ports 443"})
+		e := web(audit.Event{Time: now.Add(-time.Duration(i*i%50) * time.Second), Type: audit.Connect, Verdict: "allow", Layer: "session", RuleID: "job-4711/0", Host: "registry.packages.example", Address: "203.0.113.80", Port: 443, Transport: "tcp", BytesIn: 48213, BytesOut: 1822, DurationMS: 211, Reason: "session rule allow *.packages.example, ports 443"})
 		switch i % 7 {
 		case 1:
 			e.Type, e.Port, e.Address, e.BytesIn, e.BytesOut, e.DurationMS, e.Transport = audit.DNS, 0, "", 0, 0, 0, "udp"
@@ -100,5 +100,5 @@ func (s *service) furnish(l *lab, id string) {
 		}
 		s.log.Record(e)
 	}
-	s.log.Record(web(audit.Event{Type: audit.Connect, Verdict: "deny", Layer: "default", Host: "pypi.org", Address: "203.0.113.55", Port: 443, Transport: "tcp", Reason: "no rule of any layer allows pypi.org:443; default deny"}))
+	s.log.Record(web(audit.Event{Type: audit.Connect, Verdict: "deny", Layer: "default", Host: "index.pypi.example", Address: "203.0.113.55", Port: 443, Transport: "tcp", Reason: "no rule of any layer allows index.pypi.example:443; default deny"}))
 }
