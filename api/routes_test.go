@@ -333,7 +333,7 @@ func TestAnAttachedContainer(t *testing.T) {
 
 	for _, c := range []struct{ ask, verdict, layer, says string }{
 		{`"destination":"ok.example"`, "allow", "session", "ok.example"},
-		{`"destination":"OK.example.","port":443,"transport":"udp"`, "allow", "session", ""},
+		{`"destination":"OK.example.","port":443,"transport":"udp"`, "deny", "default", "names udp"},
 		{`"destination":"ok.example","port":80`, "deny", "default", ""},
 		{`"destination":"203.0.113.7"`, "deny", "default", ""},
 		{`"destination":"ok.example","address":"169.254.169.254"`, "deny", "guard", "169.254.169.254"},

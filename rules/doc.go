@@ -80,7 +80,9 @@
 //	HTTP     one request of an inspected flow; Inspect and NeedBody ask for
 //	GraphQL  the operations in its body.
 //
-// A flow over UDP is settled at Connect. A deny rule with a name matches the
+// A flow over UDP is settled at Connect. If it was captured, only allow rules
+// that name udp count, and deny rules of any transport: the first bytes of a
+// datagram prove no name. A deny rule with a name matches the
 // claimed name, proven or not, and while nothing narrows them any candidate;
 // a rule with an address matches the address that is dialled. A flow that no
 // name is known for and whose client claims one that needs inspection is

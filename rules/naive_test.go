@@ -212,6 +212,9 @@ func (n *naive) applies(r *Rule, q *Request) string {
 	if r.Transport != Any && r.Transport != q.Transport || !naiveHasPort(r.Ports, q.Port) {
 		return "no"
 	}
+	if q.Captured && q.Transport == UDP && r.Transport == Any && r.Action == ActionAllow {
+		return "no"
+	}
 	if r.Destination == "localhost" && r.Action == ActionAllow && !q.Addr.IsLoopback() {
 		return "no"
 	}
@@ -446,7 +449,7 @@ func (n *naive) resolve(q *Request) string {
 			for _, port := range []uint16{1, 79, 80, 443, 444, 1000, 1001, 65535} {
 				try := *q
 				try.Program, try.Transport, try.Port = program, transport, port
-				try.Addr, try.Stage = netip.Addr{}, Connect
+				try.Addr, try.Stage, try.Captured = netip.Addr{}, Connect, false
 				if q.Names[0] == "localhost" {
 					try.Addr = netip.MustParseAddr("127.0.0.1")
 				}

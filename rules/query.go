@@ -14,6 +14,7 @@ type query struct {
 	transport transports
 	port      uint16
 	captured  bool
+	relayed   bool     // captured, now or once the address is known
 	names     []string // candidates
 
 	// addrs are the address that will be dialled and those it stands for.
@@ -34,6 +35,7 @@ type query struct {
 func (q *query) read(r *Request, g *Guard) (problem string) {
 	q.time, q.container = r.Time, r.Container
 	q.transport, q.port, q.captured = r.Transport.set(), r.Port, r.Captured
+	q.relayed = r.Captured || r.Relayed
 	q.program, q.programFailed = r.Program, r.ProgramFailed
 
 	if r.Stage == Resolve {
@@ -100,7 +102,7 @@ func (q *query) match(e *entry) match {
 }
 
 func (q *query) matchBesidesName(e *entry) match {
-	if !live(e.rule, q.time) || e.transports&q.transport == 0 {
+	if !live(e.rule, q.time) || e.transports&q.transport == 0 || q.unprovable(e) {
 		return no
 	}
 	if q.transport != overBoth && !e.ports.contains(q.port) {
@@ -115,6 +117,14 @@ func (q *query) matchBesidesName(e *entry) match {
 		}
 	}
 	return q.matchProgram(e.binaries)
+}
+
+// unprovable says that an entry would let relayed UDP out without naming udp.
+// The first bytes of a datagram prove no name, and QUIC is TLS that nobody can
+// look at; a program that is refused it falls back to TCP, where the name is
+// checked.
+func (q *query) unprovable(e *entry) bool {
+	return q.relayed && q.transport == overUDP && e.effect != refuses && e.transports == overBoth
 }
 
 func (q *query) matchProgram(patterns []string) match {

@@ -135,6 +135,9 @@ func (p *Policy) unmatched(q *query) string {
 	if q.host == "" && q.captured {
 		why += ", an address to which this container resolved no name"
 	}
+	if q.relayed && q.transport == overUDP {
+		why += "; UDP needs a rule that names udp"
+	}
 	return why + "; default deny"
 }
 

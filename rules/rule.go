@@ -176,6 +176,9 @@ type Request struct {
 	// Captured: the connection arrived at Weir's listener. A loopback
 	// destination is then not the container's own loopback.
 	Captured bool
+	// Relayed: the flow would be captured, although its address may not be
+	// known. For explanations; Captured implies it. Zero: nothing is said.
+	Relayed bool
 
 	Claim   Claim    // from Hello on
 	Program *Program // nil: not known (yet), or not found

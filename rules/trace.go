@@ -107,6 +107,8 @@ func (q *query) mismatch(e *entry) string {
 		return "for another transport"
 	case q.transport != overBoth && !e.ports.contains(q.port):
 		return "for other ports"
+	case q.unprovable(e):
+		return "for any transport, and only a rule that names udp lets UDP out, because UDP proves no name"
 	case q.matchProgram(e.binaries) == no && q.program == nil:
 		return "lists programs, and the one that connects could not be found"
 	case q.matchProgram(e.binaries) == no:

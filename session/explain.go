@@ -70,6 +70,11 @@ func (c *Conductor) attempt(a *attachment, q Question) (rules.Attempt, error) {
 	if err := c.destination(a, q, &attempt.Request); err != nil {
 		return attempt, err
 	}
+	if attempt.Transport == rules.UDP {
+		known := attempt.Addr.IsValid()
+		attempt.Captured = known && !attempt.Addr.Unmap().IsLoopback()
+		attempt.Relayed = attempt.Captured || !known && !slices.Equal(attempt.Names, []string{"localhost"})
+	}
 	if len(attempt.Names) > 0 {
 		attempt.Claim = rules.Claim{Kind: rules.ClaimTLS, Name: attempt.Names[0]}
 		if attempt.Port == 80 {
@@ -141,6 +146,9 @@ func (c *Conductor) hints(a *attachment, q Question, attempt rules.Attempt, d ru
 		dest = "[" + dest + "]"
 	}
 	dest = fmt.Sprintf("%s:%d", dest, cmp.Or(q.Port, 443))
+	if attempt.Transport == rules.UDP {
+		dest += "/udp"
+	}
 	switch {
 	case d.Layer == rules.AddressGuard:
 		return nil // the reason says what there is to do, if anything
@@ -169,7 +177,7 @@ func (c *Conductor) hints(a *attachment, q Question, attempt rules.Attempt, d ru
 // open it; "" when it would.
 func (c *Conductor) unopenable(attempt rules.Attempt, destination string) string {
 	r, _, err := rules.Canonical(rules.Rule{
-		Source: rules.Session, Destination: strings.Trim(destination, "[]"), Ports: fmt.Sprint(attempt.Port), Action: rules.ActionAllow,
+		Source: rules.Session, Destination: strings.Trim(destination, "[]"), Ports: fmt.Sprint(attempt.Port), Transport: attempt.Transport, Action: rules.ActionAllow,
 	})
 	if err != nil {
 		return err.Error()

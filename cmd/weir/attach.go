@@ -35,8 +35,8 @@ func (f *sessionFlags) register(cmd *cobra.Command) {
 	flags.BoolVar(&f.allowAll, "allow-all", false, "learning: let everything pass and record it")
 	flags.StringArrayVar(&f.inspect, "inspect", nil, "while learning, look at the requests to `HOST[:PORT]`; repeatable (see 'weir ca install')")
 	flags.StringVar(&f.policy, "policy", "", "policy document, a YAML or JSON `FILE`")
-	flags.StringArrayVar(&f.allow, "allow", nil, "allow `DEST[:PORTS]`: a name, *.name, an address or CIDR; repeatable")
-	flags.StringArrayVar(&f.deny, "deny", nil, "deny `DEST[:PORTS]`; repeatable")
+	flags.StringArrayVar(&f.allow, "allow", nil, "allow `DEST[:PORTS][/udp]`: a name, *.name, an address or CIDR; repeatable")
+	flags.StringArrayVar(&f.deny, "deny", nil, "deny `DEST[:PORTS][/udp]`; repeatable")
 	flags.StringArrayVar(&f.labels, "label", nil, "`KEY=VALUE` to find the session by; repeatable")
 }
 
@@ -52,7 +52,7 @@ func (f *sessionFlags) request(container string) (api.SessionRequest, error) {
 		dests  []string
 	}{{"allow", f.allow}, {"deny", f.deny}} {
 		for _, d := range list.dests {
-			dest, ports, err := splitDestination(d)
+			dest, ports, transport, err := splitDestination(d, "")
 			if err != nil {
 				return r, err
 			}
@@ -60,7 +60,7 @@ func (f *sessionFlags) request(container string) (api.SessionRequest, error) {
 			if _, _, err := rules.Canonical(rules.Rule{Source: rules.Session, Destination: dest, Ports: ports, Action: rules.Action(list.action)}); err != nil {
 				return r, fmt.Errorf("--%s %s: %w", list.action, d, err)
 			}
-			r.NetworkRules = append(r.NetworkRules, api.SessionRule{Destination: dest, Ports: ports, Action: list.action})
+			r.NetworkRules = append(r.NetworkRules, api.SessionRule{Destination: dest, Ports: ports, Transport: transport, Action: list.action})
 		}
 	}
 	for _, l := range f.labels {

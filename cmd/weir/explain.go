@@ -22,15 +22,16 @@ request) from CONTAINER to DEST, every rule that was looked at, and what to
 do when it is refused. Nothing is sent.`,
 		Example: `  sudo weir explain web example.com
   sudo weir explain web 10.0.0.7:5432
+  sudo weir explain web ntp.example:123/udp
   sudo weir explain web api.github.com --method POST --path /graphql --body '{"query":"{viewer{login}}"}'`,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			dest, ports, err := splitDestination(args[1])
+			dest, ports, transport, err := splitDestination(args[1], r.Transport)
 			if err != nil {
 				return err
 			}
-			r.Container, r.Destination = args[0], dest
+			r.Container, r.Destination, r.Transport = args[0], dest, transport
 			if ports != "" {
 				port, err := strconv.ParseUint(ports, 10, 16)
 				if err != nil || port == 0 {
@@ -57,7 +58,7 @@ do when it is refused. Nothing is sent.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&r.Address, "address", "", "the address the name stands for; what the container resolved when absent")
-	flags.StringVar(&r.Transport, "transport", "tcp", "tcp or udp")
+	flags.StringVar(&r.Transport, "transport", "", "tcp (the default) or udp")
 	flags.StringVar(&r.Binary, "binary", "", "the connecting program, a path as seen in the container")
 	flags.StringVar(&r.Method, "method", "", "HTTP method")
 	flags.StringVar(&r.Target, "path", "", "HTTP path, with query string")

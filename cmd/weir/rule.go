@@ -21,17 +21,18 @@ func ruleAdd(c *common) *cobra.Command {
 	var r api.RuleRequest
 	var expires time.Duration
 	cmd := &cobra.Command{
-		Use:   "add allow|deny DEST[:PORTS]",
+		Use:   "add allow|deny DEST[:PORTS][/tcp|/udp]",
 		Short: "Add a global rule",
 		Example: `  sudo weir rule add deny '**.evil.example'
-  sudo weir rule add allow 10.0.5.0/24:5432 --container 'ci-*' --expires 2h`,
+  sudo weir rule add allow 10.0.5.0/24:5432 --container 'ci-*' --expires 2h
+  sudo weir rule add allow ntp.example:123/udp`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if args[0] != "allow" && args[0] != "deny" {
 				return usage("%q: want allow or deny", args[0])
 			}
 			r.Action = args[0]
-			if r.Destination, r.Ports, err = splitDestination(args[1]); err != nil {
+			if r.Destination, r.Ports, r.Transport, err = splitDestination(args[1], r.Transport); err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("expires") {
@@ -54,7 +55,7 @@ func ruleAdd(c *common) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&r.Container, "container", "*", "which containers: a glob over names and ids")
-	flags.StringVar(&r.Transport, "transport", "any", "tcp, udp or any")
+	flags.StringVar(&r.Transport, "transport", "", "tcp, udp or any (the default); only a rule that names udp lets UDP out")
 	flags.StringArrayVar(&r.Binaries, "binary", nil, "only for this program, a path as seen in the container; repeatable")
 	flags.DurationVar(&expires, "expires", 0, "how long the rule counts; for ever when absent")
 	flags.StringVar(&r.Notes, "notes", "", "why the rule is there")

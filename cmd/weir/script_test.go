@@ -116,14 +116,38 @@ func TestSplitDestination(t *testing.T) {
 		"[2001:db8::/32]:443":          {"2001:db8::/32", "443"},
 		"fe80::1%eth0":                 {"fe80::1%eth0", ""},
 	} {
-		dest, ports, err := splitDestination(in)
+		dest, ports, _, err := splitDestination(in, "")
 		if err != nil || dest != want[0] || ports != want[1] {
 			t.Errorf("%q: %q %q %v, want %q", in, dest, ports, err, want)
 		}
 	}
 	for _, in := range []string{"", ":443", "example.com:", "[2001:db8::1", "[::1]443", "[::1]:", "2001:db8::/32:443", "a:b:c", "https://example.com/"} {
-		if dest, ports, err := splitDestination(in); err == nil {
+		if dest, ports, _, err := splitDestination(in, ""); err == nil {
 			t.Errorf("%q: no error: %q %q", in, dest, ports)
+		}
+	}
+}
+
+func TestSplitTransport(t *testing.T) {
+	for in, want := range map[string][4]string{
+		"example.com:443":            {"", "example.com", "443", ""},
+		"example.com:443/udp":        {"", "example.com", "443", "udp"},
+		"example.com/tcp":            {"", "example.com", "", "tcp"},
+		"10.0.0.0/8/udp":             {"", "10.0.0.0/8", "", "udp"},
+		"10.0.0.0/8:22,23/tcp":       {"tcp", "10.0.0.0/8", "22,23", "tcp"},
+		"[2001:db8::1]:443/udp":      {"udp", "2001:db8::1", "443", "udp"},
+		"2001:db8::1/udp":            {"", "2001:db8::1", "", "udp"},
+		"198.51.100.5:5000":          {"udp", "198.51.100.5", "5000", "udp"},
+		"example.com:5000-6000,7000": {"any", "example.com", "5000-6000,7000", "any"},
+	} {
+		dest, ports, transport, err := splitDestination(in, want[0])
+		if err != nil || dest != want[1] || ports != want[2] || transport != want[3] {
+			t.Errorf("%q: %q %q %q %v, want %q", in, dest, ports, transport, err, want)
+		}
+	}
+	for in, flag := range map[string]string{"example.com:443/udp": "tcp", "example.com:443/": "", "/udp": "", "example.com/tcp": "any"} {
+		if dest, ports, transport, err := splitDestination(in, flag); err == nil {
+			t.Errorf("%q: no error: %q %q %q", in, dest, ports, transport)
 		}
 	}
 }
