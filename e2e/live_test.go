@@ -166,6 +166,7 @@ func (w *Weir) session(args ...string) (s Session) {
 
 // Attached is one line of weir ps.
 type Attached struct {
+	Flows     int
 	ID        string `json:"container_id"`
 	Name      string
 	NetNS     string `json:"netns"`

@@ -52,7 +52,7 @@ func (s *Server) begin(f *flow) (client side, dst netip.AddrPort, err error) {
 // handle because what it needs of the stack would otherwise stay with the
 // goroutine for as long as the connection lasts.
 func (s *Server) settle(ctx context.Context, f *flow, dst netip.AddrPort) rules.Verdict {
-	d := s.judge(ctx, f)
+	d := s.judge(ctx, &f.record)
 	if d.Verdict == rules.Inspect {
 		d = s.hear(ctx, f, dst)
 	}
@@ -83,7 +83,7 @@ func (s *Server) destination(f *flow) (netip.AddrPort, error) {
 
 // judge asks the policy about f as it is known, finding the program first if
 // that is what is missing.
-func (s *Server) judge(ctx context.Context, f *flow) rules.Decision {
+func (s *Server) judge(ctx context.Context, f *record) rules.Decision {
 	for {
 		generation := s.generation.Load()
 		p := s.Policy()
@@ -127,8 +127,8 @@ func (s *Server) hear(ctx context.Context, f *flow, dst netip.AddrPort) rules.De
 
 // judgeClaim judges f by its first message.
 func (s *Server) judgeClaim(ctx context.Context, f *flow, claim rules.Claim) rules.Decision {
-	s.learnClaim(ctx, f, claim)
-	return s.judge(ctx, f)
+	s.learnClaim(ctx, &f.record, claim)
+	return s.judge(ctx, &f.record)
 }
 
 // pass connects f to its destination and moves bytes until both sides ended.
@@ -145,9 +145,9 @@ func (s *Server) pass(ctx context.Context, f *flow, client side, dst netip.AddrP
 		abort(up)
 		return
 	}
-	defer s.hold(f, dst)()
+	defer s.hold(&f.record, dst)()
 	if f.judgedAt() != s.generation.Load() {
-		s.rejudge(ctx, f) // the policy changed while this was dialled
+		f.rejudge(ctx, s) // the policy changed while this was dialled
 	}
 	f.out.dst = outside
 	f.in.init(outside, client, &f.moved.in, &s.stores)
@@ -162,7 +162,7 @@ func (s *Server) pass(ctx context.Context, f *flow, client side, dst netip.AddrP
 
 // hold has the name that counted for f go on to count while f lives, so that
 // a client that keeps a connection and its resolver's answer can open another.
-func (s *Server) hold(f *flow, dst netip.AddrPort) (release func()) {
+func (s *Server) hold(f *record, dst netip.AddrPort) (release func()) {
 	if host := f.verdict().Host; s.Hold != nil && host != "" {
 		release, _ = s.Hold(host, dst.Addr())
 		return release
@@ -195,8 +195,8 @@ func (s *Server) hearLate(ctx context.Context, f *flow, dst netip.AddrPort) (goe
 	case claim.Kind == rules.ClaimNone:
 		return true // it ended without a word
 	}
-	s.learnClaim(ctx, f, claim)
-	return s.rejudge(ctx, f)
+	s.learnClaim(ctx, &f.record, claim)
+	return f.rejudge(ctx, s)
 }
 
 // passBack moves bytes from the outside to the container.
@@ -216,8 +216,8 @@ func (s *Server) done(ctx context.Context, f *flow) {
 	s.unregister(f)
 }
 
-// caught turns a panic in the handling of one connection into its refusal.
-func (s *Server) caught(f *flow) {
+// caught turns a panic in the handling of one party into its refusal.
+func (s *Server) caught(f party) {
 	if p := recover(); p != nil {
 		s.log.Error("panic in a connection", "container", s.Container.Name, "panic", p, "stack", string(debug.Stack()))
 		f.cut(deny(rules.Default, "internal error: %v", p))

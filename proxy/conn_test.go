@@ -346,7 +346,7 @@ func TestPrograms(t *testing.T) {
 	rule.Binaries = []string{"/usr/bin/curl"}
 	var path atomic.Value
 	w := newWorld(t, func(s *Server) {
-		s.Program = func(_ context.Context, client, dst netip.AddrPort) (*rules.Program, error) {
+		s.Program = func(_ context.Context, _ rules.Transport, client, dst netip.AddrPort) (*rules.Program, error) {
 			if !client.Addr().IsLoopback() || dst != siteA {
 				t.Errorf("asked about %s → %s", client, dst)
 			}

@@ -16,8 +16,8 @@ var errNeverDialled = errors.New("loopback, unspecified and multicast addresses 
 // dial connects to the address that was judged, from this process's own
 // network namespace.
 func (s *Server) dial(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error) {
-	if a := dst.Addr(); !a.IsValid() || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.Is4In6() {
-		return nil, fmt.Errorf("%s: %w", dst, errNeverDialled)
+	if err := mayDial(dst); err != nil {
+		return nil, err
 	}
 	if !s.gauges.dialing.enter() {
 		return nil, errors.New(s.gauges.dialing.full())
@@ -26,6 +26,34 @@ func (s *Server) dial(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, er
 	ctx, cancel := context.WithTimeout(ctx, s.limits.Dial)
 	defer cancel()
 	c, err := s.connect(ctx, dst)
+	if err != nil {
+		return nil, plainError(err)
+	}
+	return c, nil
+}
+
+func mayDial(dst netip.AddrPort) error {
+	if a := dst.Addr(); !a.IsValid() || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.Is4In6() {
+		return fmt.Errorf("%s: %w", dst, errNeverDialled)
+	}
+	return nil
+}
+
+// dialUDP makes a socket that is connected to the address that was judged: the
+// kernel drops what others send to it.
+func (s *Server) dialUDP(ctx context.Context, dst netip.AddrPort) (*net.UDPConn, error) {
+	if err := mayDial(dst); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.limits.Dial)
+	defer cancel()
+	dial := s.DialUDP
+	if dial == nil {
+		dial = func(ctx context.Context, dst netip.AddrPort) (*net.UDPConn, error) {
+			return new(net.Dialer).DialUDP(ctx, "udp", netip.AddrPort{}, dst)
+		}
+	}
+	c, err := dial(ctx, dst)
 	if err != nil {
 		return nil, plainError(err)
 	}

@@ -1,6 +1,7 @@
 // Package proxy is the data path of one container: it accepts the connections
 // that the container's namespace redirects to Weir's listener, finds out what
-// they are, asks the policy, and passes the bytes or refuses.
+// they are, asks the policy, and passes the bytes or refuses. It relays
+// datagrams, too.
 //
 // It decides nothing itself: every verdict comes from (*rules.Policy).Decide.
 // It resolves nothing, opens no namespaces and knows no database: names,
@@ -14,11 +15,13 @@
 //		Record:      log.Record,
 //	}
 //	go srv.Serve(ctx, attachment.TCP())
+//	go srv.ServeUDP(ctx, attachment.UDP())
 //	...
 //	current.Store(changed)
 //	srv.Rejudge()
 //
-// Read conn.go first: it is one connection from top to bottom.
+// Read conn.go first: it is one connection from top to bottom. association.go is
+// the same for UDP.
 //
 // # Invariants
 //
@@ -36,9 +39,18 @@
 //   - A connection keeps its place under Limits.Connections until its event is
 //     recorded, so that a recorder that cannot keep up slows the container
 //     down and loses nothing.
-//   - A refusal is a reset, at once.
+//   - A refusal is a reset, at once; over UDP "port unreachable".
 //   - A direction that ended is closed in that direction only; a reset on one
 //     side becomes a reset on the other.
+//
+// # UDP
+//
+// What a client socket exchanges with one destination is an association. It is
+// judged when its first datagram comes, on the address and the names that the
+// container resolved to it: nothing in a datagram is looked at. It ends when it
+// was idle for Limits.UDPIdle, with one event. A refused one is remembered for
+// five seconds, or until the policy changes: its further datagrams are refused
+// without an event, and the next event says how many.
 //
 // # What is read of a connection that is not inspected
 //

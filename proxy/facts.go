@@ -8,13 +8,13 @@ import (
 )
 
 // findProgram learns who opened f.
-func (s *Server) findProgram(ctx context.Context, f *flow) {
+func (s *Server) findProgram(ctx context.Context, f *record) {
 	var found *rules.Program
 	if s.Program != nil {
 		ctx, cancel := context.WithTimeout(ctx, s.limits.Lookup)
 		defer cancel()
 		r := f.facts(s.now())
-		if p, err := s.Program(ctx, f.client, netip.AddrPortFrom(r.Addr, r.Port)); err == nil {
+		if p, err := s.Program(ctx, f.transport, f.client, netip.AddrPortFrom(r.Addr, r.Port)); err == nil {
 			found = p
 		}
 	}
@@ -25,7 +25,7 @@ func (s *Server) findProgram(ctx context.Context, f *flow) {
 // lookup of the container explains is resolved, but only if a yes could lead
 // to more than a refusal: otherwise anybody could send bits to the name
 // servers of a denied name.
-func (s *Server) learnClaim(ctx context.Context, f *flow, claim rules.Claim) {
+func (s *Server) learnClaim(ctx context.Context, f *record, claim rules.Claim) {
 	r := f.facts(s.now())
 	r.Stage, r.Claim = rules.Hello, claim
 	if claim.Name != "" && len(r.Names) == 0 && s.Prove != nil {
@@ -61,21 +61,21 @@ func (s *Server) watch(ctx context.Context, f *flow, dst netip.AddrPort) func([]
 		}
 		unproven := claim.Name != "" && len(f.facts(s.now()).Names) == 0
 		if !unproven {
-			s.learnClaim(ctx, f, claim) // at once, so that a change of the policy finds it
+			s.learnClaim(ctx, &f.record, claim) // at once, so that a change of the policy finds it
 		}
 		f.passing.Go(func() {
 			defer s.caught(f)
 			if unproven {
-				s.learnClaim(ctx, f, claim)
+				s.learnClaim(ctx, &f.record, claim)
 			}
-			s.learnWould(ctx, f)
+			s.learnWould(ctx, &f.record)
 		})
 		return false
 	}
 }
 
 // learnWould asks again what the layered rules would say to f.
-func (s *Server) learnWould(ctx context.Context, f *flow) {
+func (s *Server) learnWould(ctx context.Context, f *record) {
 	for {
 		d := s.Policy().Decide(f.facts(s.now()))
 		if d.Would == nil {
@@ -104,6 +104,6 @@ func (s *Server) learnRest(ctx context.Context, f *flow) {
 	f.passing.Wait()
 	if f.wantsName() && f.facts(s.now()).Claim.Kind == rules.ClaimNone {
 		f.learn(func(r *rules.Request) { r.Stage = rules.Hello })
-		s.learnWould(ctx, f)
+		s.learnWould(ctx, &f.record)
 	}
 }

@@ -183,7 +183,7 @@ func TestLimits(t *testing.T) {
 			t.Error("a third connection was served")
 		}
 	}
-	w.srv.reportLimits()
+	w.srv.reportLimits(rules.TCP, "connections", w.srv.gauges.tcp())
 	if e := w.event(); e.Type != audit.Limit || e.Verdict != "deny" || !strings.Contains(e.Reason, "limit of 2 open connections reached: 3 conn") {
 		t.Errorf("event %+v", e)
 	}
@@ -215,7 +215,7 @@ func TestNewConnectionsPerSecond(t *testing.T) {
 	if c, err := w.connect(); err == nil && !isCut(t, c) {
 		t.Error("served")
 	}
-	w.srv.reportLimits()
+	w.srv.reportLimits(rules.TCP, "connections", w.srv.gauges.tcp())
 	if e := w.event(); e.Type != audit.Limit || !strings.Contains(e.Reason, "a second") {
 		t.Errorf("event %+v", e)
 	}
@@ -227,14 +227,14 @@ func TestIdle(t *testing.T) {
 	c := w.open("hello")
 	now := time.Now()
 	w.moved(5)
-	w.srv.sweepIdle(now) // sees the bytes
-	w.srv.sweepIdle(now.Add(59 * time.Minute))
+	w.srv.sweepIdle(rules.TCP, w.srv.limits.Idle, now) // sees the bytes
+	w.srv.sweepIdle(rules.TCP, w.srv.limits.Idle, now.Add(59*time.Minute))
 	if isCut(t, c) {
 		t.Fatal("cut too early")
 	}
 	w.moved(6)
-	w.srv.sweepIdle(now.Add(61 * time.Minute)) // sees the new bytes
-	w.srv.sweepIdle(now.Add(122 * time.Minute))
+	w.srv.sweepIdle(rules.TCP, w.srv.limits.Idle, now.Add(61*time.Minute)) // sees the new bytes
+	w.srv.sweepIdle(rules.TCP, w.srv.limits.Idle, now.Add(122*time.Minute))
 	if !isCut(t, c) {
 		t.Error("not cut")
 	}

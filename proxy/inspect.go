@@ -38,8 +38,8 @@ func (s *Server) inspect(ctx context.Context, f *flow, dst netip.AddrPort) {
 	if !f.goLive(nil, true) {
 		return
 	}
-	defer s.hold(f, dst)()
-	if f.judgedAt() != s.generation.Load() && !s.rejudge(ctx, f) {
+	defer s.hold(&f.record, dst)()
+	if f.judgedAt() != s.generation.Load() && !f.rejudge(ctx, s) {
 		return
 	}
 	s.learnProgram(ctx, f)()

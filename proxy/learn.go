@@ -28,7 +28,8 @@ const learnLookups = 4
 // learnProgram finds the program behind a flow that learning mode lets pass,
 // so that the policy learned can name it. The returned function waits for the
 // answer, though not long.
-func (s *Server) learnProgram(ctx context.Context, f *flow) (wait func()) {
+func (s *Server) learnProgram(ctx context.Context, p party) (wait func()) {
+	f := p.base()
 	r := f.facts(s.now())
 	if f.verdict().Layer != rules.AllowAll || s.Program == nil || r.Program != nil || r.ProgramFailed {
 		return func() {}
@@ -36,7 +37,7 @@ func (s *Server) learnProgram(ctx context.Context, f *flow) (wait func()) {
 	found := make(chan struct{})
 	f.passing.Go(func() {
 		defer close(found)
-		defer s.caught(f)
+		defer s.caught(p)
 		select {
 		case s.lookups <- struct{}{}:
 			defer func() { <-s.lookups }()
@@ -177,11 +178,8 @@ func speaksGraphQL(subprotocol string) bool {
 // be if these ended: of what is allowed and still going on.
 func (s *Server) Live() []audit.Event {
 	var list []audit.Event
-	for _, f := range s.all() {
-		f.mu.Lock()
-		live := f.live && !f.final
-		f.mu.Unlock()
-		if live {
+	for _, p := range s.all() {
+		if f := p.base(); f.isLive() {
 			list = append(list, f.event(s.now()))
 		}
 	}

@@ -26,6 +26,14 @@ type Limits struct {
 	Peeking int
 	// PeekBytes is how long a ClientHello or HTTP head may be. Default 65536.
 	PeekBytes int
+	// Associations is how many pairs of a client and a destination may exchange
+	// datagrams at once. Each takes a file descriptor. As many again that were
+	// refused are remembered for some seconds. They come PerSecond, too, beside
+	// the connections. Default 4096.
+	Associations int
+	// Datagrams is how many may wait until their association is decided on and
+	// connected, at most 64 KB each; the others are lost. Default 256.
+	Datagrams int
 	// Pipes is how many may be moved by splice(2) at this moment, two file
 	// descriptors and at most 1 MB of kernel memory each, while the receiving
 	// side is slow; the others are copied. Default 128.
@@ -46,6 +54,9 @@ type Limits struct {
 	// 4 min, the least that RFC 5382 (REQ-5) grants an established
 	// connection. Found at most an eighth later.
 	Idle time.Duration
+	// UDPIdle is how long an association may move nothing. Default 2 min, the
+	// least that RFC 4787 (REQ-5) allows. Found at most an eighth later.
+	UDPIdle time.Duration
 }
 
 func (l Limits) withDefaults() Limits {
@@ -64,12 +75,15 @@ func (l Limits) withDefaults() Limits {
 	fill(&l.Dialing, 1024)
 	fill(&l.Peeking, 512)
 	fill(&l.PeekBytes, 64<<10)
+	fill(&l.Associations, 4096)
+	fill(&l.Datagrams, 256)
 	fill(&l.Pipes, 128)
 	wait(&l.Silence, 200*time.Millisecond)
 	wait(&l.Hello, 5*time.Second)
 	wait(&l.Dial, 10*time.Second)
 	wait(&l.Lookup, 5*time.Second)
 	wait(&l.Idle, 2*time.Hour+4*time.Minute)
+	wait(&l.UDPIdle, 2*time.Minute)
 	return l
 }
 
@@ -107,6 +121,10 @@ type gauges struct {
 	// Of these only the refusals count; the limiter and the kernel say when.
 	fresh, accepting gauge
 	limiter          *rate.Limiter
+
+	// Over UDP. remembered are the refused ones.
+	associations, remembered, datagrams, freshUDP gauge
+	limiterUDP                                    *rate.Limiter
 }
 
 func (g *gauges) init(l Limits) {
@@ -116,10 +134,30 @@ func (g *gauges) init(l Limits) {
 	g.fresh.what, g.fresh.most = "new connections a second", int64(l.PerSecond)
 	g.accepting.what = "file descriptors or memory of the daemon"
 	g.limiter = rate.NewLimiter(rate.Limit(l.PerSecond), l.PerSecond)
+
+	g.associations.what, g.associations.most = "open UDP associations", int64(l.Associations)
+	g.remembered.what, g.remembered.most = "refused UDP associations", int64(l.Associations)
+	g.datagrams.what, g.datagrams.most = "waiting datagrams", int64(l.Datagrams)
+	g.freshUDP.what, g.freshUDP.most = "new UDP associations a second", int64(l.PerSecond)
+	g.limiterUDP = rate.NewLimiter(rate.Limit(l.PerSecond), l.PerSecond)
 }
 
-func (g *gauges) all() [5]*gauge {
-	return [...]*gauge{&g.connections, &g.dialing, &g.peeking, &g.fresh, &g.accepting}
+// tcp and udp are the gauges that refuse connections and datagrams.
+func (g *gauges) tcp() []*gauge {
+	return []*gauge{&g.connections, &g.dialing, &g.peeking, &g.fresh, &g.accepting}
+}
+
+func (g *gauges) udp() []*gauge {
+	return []*gauge{&g.associations, &g.remembered, &g.datagrams, &g.freshUDP}
+}
+
+// admitUDP decides whether another association is taken on.
+func (g *gauges) admitUDP() bool {
+	if !g.limiterUDP.Allow() {
+		g.freshUDP.refused.Add(1)
+		return false
+	}
+	return g.associations.enter()
 }
 
 // admit decides whether another connection is taken on.

@@ -40,7 +40,7 @@ type Relay struct {
 	// Required. Whoever makes it return another one calls Rejudge afterwards.
 	Policy func() *rules.Policy
 	// Program finds who opened the connection client → dst; see Server.Program.
-	Program func(ctx context.Context, client, dst netip.AddrPort) (*rules.Program, error)
+	Program func(ctx context.Context, transport rules.Transport, client, dst netip.AddrPort) (*rules.Program, error)
 	// Record stores an event and returns its id. Required.
 	Record func(audit.Event) int64
 	// Limits; zero fields mean their defaults.
@@ -261,7 +261,7 @@ func (c *intercepted) whoConnects(ctx context.Context) (p *rules.Program, failed
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		dst := netip.AddrPortFrom(c.in.Request.Addr, c.in.Request.Port)
-		if p, err := c.relay.Program(ctx, addrPort(c.in.Client.RemoteAddr()), dst); err == nil {
+		if p, err := c.relay.Program(ctx, rules.TCP, addrPort(c.in.Client.RemoteAddr()), dst); err == nil {
 			c.program = p
 		}
 	}

@@ -65,7 +65,7 @@ func newRelayLab(t testing.TB, port uint16, document string, change ...func(*rel
 			}
 			return c.(*net.TCPConn), nil
 		},
-		Program: func(context.Context, netip.AddrPort, netip.AddrPort) (*rules.Program, error) {
+		Program: func(context.Context, rules.Transport, netip.AddrPort, netip.AddrPort) (*rules.Program, error) {
 			return l.who.Load(), nil
 		},
 		Record: l.record,

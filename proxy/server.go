@@ -16,7 +16,7 @@ import (
 )
 
 // A Server is the data path of one container. Fill in the fields, call Serve
-// once, and change nothing afterwards. All methods may be called at any time
+// and, for UDP, ServeUDP once each, and change nothing afterwards. All methods may be called at any time
 // from any goroutine.
 type Server struct {
 	// Container is whose connections these are; it comes with the listener
@@ -37,16 +37,19 @@ type Server struct {
 	// address. It is asked about an address without names only, and only where
 	// a yes can lead to an allow. nil: nothing can be proven.
 	Prove func(ctx context.Context, name string, a netip.Addr) bool
-	// Program finds who opened the connection client → dst, as seen inside
-	// the container. It is asked only where a rule lists programs. nil, an
+	// Program finds who opened the connection or UDP association client → dst,
+	// as seen inside the container. It is asked only where a rule lists programs. nil, an
 	// error or a nil Program: not found.
-	Program func(ctx context.Context, client, dst netip.AddrPort) (*rules.Program, error)
+	Program func(ctx context.Context, transport rules.Transport, client, dst netip.AddrPort) (*rules.Program, error)
 	// OriginalDst returns where the client wanted to go (SO_ORIGINAL_DST).
 	// Required.
 	OriginalDst func(c *net.TCPConn) (netip.AddrPort, error)
 	// Dial connects to an address. nil: from this process's network namespace.
 	// Loopback, unspecified and multicast addresses never get here.
 	Dial func(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error)
+	// DialUDP makes a socket that is connected to an address. nil: from this
+	// process's network namespace. The same addresses never get here.
+	DialUDP func(ctx context.Context, dst netip.AddrPort) (*net.UDPConn, error)
 	// Record stores an event and returns its id; it blocks while the store
 	// cannot keep up. Required.
 	Record func(audit.Event) int64
@@ -74,12 +77,13 @@ type Server struct {
 	generation atomic.Uint64
 
 	mu       sync.Mutex
-	flows    map[uint64]*flow
+	flows    map[uint64]party
 	lastID   uint64
 	closing  bool
 	listener *net.TCPListener
 	handlers sync.WaitGroup // one per accepted connection; added to under mu while not closing
 	served   chan struct{}  // closed when Serve's loop has ended; nil before Serve
+	udp      udpSide
 }
 
 // ErrClosed is the answer of Serve when it was called after Shutdown or twice.
@@ -90,7 +94,7 @@ func (s *Server) init() {
 		s.limits = s.Limits.withDefaults()
 		s.gauges.init(s.limits)
 		s.stores.init(s.limits.Pipes)
-		s.flows = make(map[uint64]*flow)
+		s.flows = make(map[uint64]party)
 		s.lookups = make(chan struct{}, learnLookups)
 		if s.now = s.Now; s.now == nil {
 			s.now = time.Now
@@ -123,7 +127,7 @@ func (s *Server) Serve(ctx context.Context, l *net.TCPListener) error {
 	l.SetDeadline(time.Time{})
 	defer context.AfterFunc(ctx, func() {
 		l.SetDeadline(time.Unix(1, 0))
-		s.cutAll("Weir stopped")
+		s.cutAll(rules.TCP, "Weir stopped")
 	})()
 	house, closeHouse := context.WithCancel(ctx)
 	housekeeping := make(chan struct{})
@@ -135,12 +139,12 @@ func (s *Server) Serve(ctx context.Context, l *net.TCPListener) error {
 	err := s.accept(ctx, l)
 	close(s.served)
 	if err != nil {
-		s.cutAll("Weir stopped")
+		s.cutAll(rules.TCP, "Weir stopped")
 	}
 	s.handlers.Wait()
 	closeHouse()
 	<-housekeeping
-	s.reportLimits()
+	s.reportLimits(rules.TCP, "connections", s.gauges.tcp())
 	s.stores.close()
 	return err
 }
@@ -189,7 +193,8 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) error {
 	}
 }
 
-// Shutdown stops accepting and waits until the live connections have ended.
+// Shutdown stops accepting, ends the UDP associations, which have no end of
+// their own, and waits until the live connections have ended.
 // When ctx is done first, the rest is cut. It returns after the last event
 // was recorded; the error is ctx's if something had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
@@ -198,6 +203,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.closing = true
 	l, served := s.listener, s.served
 	s.mu.Unlock()
+	s.stopUDP()
 	if served == nil {
 		return nil
 	}
@@ -213,7 +219,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
-	s.cutAll("Weir stopped")
+	s.cutAll(rules.TCP, "Weir stopped")
 	<-drained
 	return ctx.Err()
 }
@@ -235,16 +241,16 @@ func (s *Server) keepHouse(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-second.C:
-			s.reportLimits()
+			s.reportLimits(rules.TCP, "connections", s.gauges.tcp())
 		case <-idle.C:
-			s.sweepIdle(time.Now())
+			s.sweepIdle(rules.TCP, s.limits.Idle, time.Now())
 		}
 	}
 }
 
 // reportLimits records one event for each limit hit since the last time.
-func (s *Server) reportLimits() {
-	for _, g := range s.gauges.all() {
+func (s *Server) reportLimits(transport rules.Transport, what string, gauges []*gauge) {
+	for _, g := range gauges {
 		n := g.refused.Swap(0)
 		if n == 0 {
 			continue
@@ -255,8 +261,8 @@ func (s *Server) reportLimits() {
 			ContainerID:   s.Container.ID,
 			ContainerName: s.Container.Name,
 			Verdict:       "deny",
-			Transport:     string(rules.TCP),
-			Reason:        fmt.Sprintf("%s: %d connections refused", g.full(), n),
+			Transport:     string(transport),
+			Reason:        fmt.Sprintf("%s: %d %s refused", g.full(), n, what),
 		})
 	}
 }

@@ -122,7 +122,7 @@ func (a *Attachment) install(ctx context.Context, s Spec, undo *undoList) error 
 		return err
 	}
 	if s.Sockets != nil {
-		a.listeners, err = inherit(s.Sockets)
+		a.listeners, err = inherit(a.ns, s.Sockets)
 	} else {
 		a.listeners, err = listen(a.ns)
 	}
@@ -145,6 +145,10 @@ func (a *Attachment) install(ctx context.Context, s Spec, undo *undoList) error 
 	opens(a.takeLoopbackDown)
 	opens(a.links.takeRoutes)
 	if a.loWasDown, err = a.links.giveRoutes(); err != nil {
+		return err
+	}
+	opens(a.links.unsteer)
+	if err := a.links.steer(); err != nil {
 		return err
 	}
 	if a.closedOld, err = a.cut(before); err != nil {
@@ -204,6 +208,10 @@ func (a *Attachment) DNS() (net.PacketConn, net.Listener) {
 	return a.listeners.dnsUDP, a.listeners.dnsTCP
 }
 
+// UDP receives every other datagram that leaves the container for one address:
+// multicast and broadcast are refused in the kernel.
+func (a *Attachment) UDP() *UDP { return a.listeners.udp }
+
 // Sockets are duplicates of the listeners, for a process that goes on with
 // them; see Spec.Sockets. The caller closes them.
 func (a *Attachment) Sockets() (*Sockets, error) { return a.listeners.duplicate() }
@@ -229,7 +237,7 @@ func (a *Attachment) Close() error {
 	a.done = true
 	return errors.Join(
 		removeTable(a.conn, a.rules.table),
-		a.links.takeRoutes(), a.takeLoopbackDown(),
+		a.links.unsteer(), a.links.takeRoutes(), a.takeLoopbackDown(),
 		a.lock.remove(),
 		a.closeHandles(),
 	)

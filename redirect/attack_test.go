@@ -93,7 +93,7 @@ def everything():
     for mark in (0,0x04000000,0xffffffff):
         for h in outside+hosts+neighbours:
             udp(h,7777,mark); udp(h,53,mark); tcp(h,7778,mark)
-    for h in outside+hosts+neighbours: ping(h)
+    for h in outside+hosts+neighbours: udp(h,7777,0x08000087); ping(h)
     for bypass in (False,True):
         for dst in (gw,nb,b"\xff"*6):
             for a in ("198.51.100.1","172.30.0.1","172.30.0.3","224.0.0.251","255.255.255.255"):

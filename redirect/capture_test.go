@@ -53,6 +53,26 @@ func echoDst(a *Attachment) {
 	}()
 }
 
+// echoUDP answers every captured datagram with its original destination and
+// length, but refuses those to port 9.
+func echoUDP(a *Attachment) {
+	u := a.UDP()
+	go func() {
+		buf := make([]byte, MaxDatagram)
+		for {
+			n, client, dst, err := u.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if dst.Port() == 9 {
+				u.Refuse(client, dst)
+				continue
+			}
+			u.Reply(fmt.Appendf(nil, "%v %d", dst, n), client, dst)
+		}
+	}()
+}
+
 // talk sends x from a connected socket and prints what comes back, or the
 // error, which must come before the timeout.
 const talk = `
@@ -75,6 +95,7 @@ func TestCapture(t *testing.T) {
 	a := l.install(ns)
 	echoDNS(a)
 	echoDst(a)
+	echoUDP(a)
 	p := a.listeners.ports()
 	for _, c := range []struct{ call, want string }{
 		{`TCP, "198.51.100.1", 443`, "198.51.100.1:443 <nil>"},
@@ -91,8 +112,16 @@ func TestCapture(t *testing.T) {
 		{`TCP, "8.8.8.8", 53`, "tcp shim x"},
 		{`TCP, "2001:db8:8::8", 53`, "tcp shim x"},
 		{`TCP, "127.0.0.11", 53`, "tcp shim x"},
-		{`UDP, "198.51.100.1", 443`, "Operation not permitted"},
-		{`UDP, "2001:db8:8::8", 443`, "Operation not permitted"},
+		{`UDP, "198.51.100.1", 443`, "198.51.100.1:443 1"},
+		{`UDP, "2001:db8:8::8", 443`, "[2001:db8:8::8]:443 1"},
+		{`UDP, "172.30.0.3", 443`, "172.30.0.3:443 1"},
+		{`UDP, "198.51.100.1", 9`, "Connection refused"},
+		{`UDP, "2001:db8:8::8", 9`, "Connection refused"},
+		{`UDP, "224.0.0.251", 5353`, "Operation not permitted"},
+		{`UDP, "ff0e::fb", 5353`, "Operation not permitted"},
+		{fmt.Sprintf(`UDP, "127.0.0.1", %d`, p.udp), "Connection refused"},
+		{fmt.Sprintf(`UDP, "172.30.0.2", %d`, p.udp), "Connection refused"},
+		{fmt.Sprintf(`UDP, "::1", %d`, p.udp), "Connection refused"},
 		{`UDP, "127.0.0.11", 40000`, "Operation not permitted"},
 		{`TCP, "127.0.0.11", 40000`, "Connection refused"},
 		{fmt.Sprintf(`TCP, "127.0.0.1", %d`, p.tcp), "Connection refused"},
@@ -208,6 +237,7 @@ while True: c,_=s.accept(); c.send(b"nested"); c.close()`)()
 	a := l.install(ns)
 	echoDNS(a)
 	echoDst(a)
+	echoUDP(a)
 	for _, c := range []struct{ call, want string }{
 		{`TCP, "198.51.100.1", 443`, "198.51.100.1:443 <nil>"},
 		{`TCP, "2001:db8:8::8", 443`, "[2001:db8:8::8]:443 <nil>"},
@@ -236,13 +266,16 @@ func TestNetworkNone(t *testing.T) {
 			a := l.install(ns)
 			echoDNS(a)
 			echoDst(a)
+			echoUDP(a)
 			for _, c := range []struct{ call, want string }{
 				{`TCP, "198.51.100.1", 443`, "198.51.100.1:443 <nil>"},
 				{`TCP, "2001:db8:8::8", 443`, "[2001:db8:8::8]:443 <nil>"},
 				{`UDP, "8.8.8.8", 53`, "udp shim x"},
 				{`UDP, "2001:db8:8::8", 53`, "udp shim x"},
-				{`UDP, "198.51.100.1", 443`, "Operation not permitted"},
-				{`UDP, "2001:db8:8::8", 443`, "Operation not permitted"},
+				{`UDP, "198.51.100.1", 443`, "198.51.100.1:443 1"},
+				{`UDP, "2001:db8:8::8", 443`, "[2001:db8:8::8]:443 1"},
+				{`UDP, "198.51.100.1", 9`, "Connection refused"},
+				{`UDP, "2001:db8:8::8", 9`, "Connection refused"},
 			} {
 				if got := l.python("ct", talk+"print(talk("+c.call+"))"); got != c.want {
 					t.Errorf("%s: got %q, want %q", c.call, got, c.want)

@@ -50,11 +50,16 @@ func features() []feature {
 		{"nftables fib", "4.10", "CONFIG_NFT_FIB_INET", with(inet, filter, match(toLocal(), verdict(expr.VerdictAccept)))},
 		{"nftables connection tracking matches", "3.14", "CONFIG_NFT_CT, CONFIG_NF_CONNTRACK", with(inet, filter, match(replying(), verdict(expr.VerdictAccept)))},
 		{"nftables reject", "3.14", "CONFIG_NFT_REJECT_INET", with(inet, filter, rejectUnreachable(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))},
+		{"nftables inet route", "5.2", "CONFIG_NF_TABLES_INET", with(inet, captureUDPOutput())},
+		{"nftables notrack", "4.9", "CONFIG_NFT_CT", with(inet, answerUDP())},
+		{"nftables tproxy", "4.19", "CONFIG_NFT_TPROXY", with(inet, captureUDPPrerouting(ports{udp: 1}))},
+		{"routing by mark", "2.6.26", "CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES", trySteering},
 		{"nftables netdev ingress", "4.2", "CONFIG_NETFILTER_INGRESS, CONFIG_NF_TABLES_NETDEV", with(netdev, chain{kind: nftables.ChainTypeFilter, hook: nftables.ChainHookIngress, device: "lo"}, setMark(lockMark, true))},
 		{"nftables bridge tables", "3.18", "CONFIG_NF_TABLES_BRIDGE", with(bridge, lockBridge())},
 		{"connection tracking over netlink", "2.6.16", "CONFIG_NF_CT_NETLINK", tryConntrack},
 		{"destroying sockets", "4.9", "CONFIG_INET_DIAG_DESTROY, CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG", tryDestroy},
 		{"capture of a connection", "5.2", "the options above", tryCapture},
+		{"capture of a datagram", "5.2", "the options above", tryCaptureUDP},
 	}
 }
 
@@ -186,10 +191,22 @@ func tryDestroy(ns *NetNS) error {
 	})
 }
 
-// tryCapture connects to an address of TEST-NET-2 (RFC 5737), captured on lo.
-func tryCapture(ns *NetNS) error {
-	const wait = 2 * time.Second
-	dst := netip.MustParseAddrPort("198.51.100.1:80")
+func trySteering(ns *NetNS) error {
+	l, err := openLinks(ns, ns)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	return errors.Join(l.steer(), l.unsteer())
+}
+
+const captureWait = 2 * time.Second
+
+// tryDst is an address of TEST-NET-2 (RFC 5737).
+var tryDst = netip.MustParseAddrPort("198.51.100.1:80")
+
+// captured runs f while everything is captured on lo.
+func captured(ns *NetNS, f func(l *listeners) error) error {
 	l, err := listen(ns)
 	if err != nil {
 		return err
@@ -200,21 +217,38 @@ func tryCapture(ns *NetNS) error {
 		return err
 	}
 	defer c.CloseLasting()
+	links, err := openLinks(ns, ns)
+	if err != nil {
+		return err
+	}
+	defer links.close()
 	r := newRuleset(l.ports())
 	if err := r.install(c, []int{loopbackIndex}); err != nil {
 		return err
 	}
+	err = links.steer()
+	if err == nil {
+		err = f(l)
+	}
+	return errors.Join(err, links.unsteer(), removeTable(c, r.table))
+}
+
+func tryCapture(ns *NetNS) error {
+	return captured(ns, func(l *listeners) error { return captureTCP(ns, l) })
+}
+
+func captureTCP(ns *NetNS, l *listeners) error {
 	client := make(chan error, 1)
 	go func() {
 		client <- ns.inside(func() error {
-			conn, err := net.DialTimeout("tcp", dst.String(), wait)
+			conn, err := net.DialTimeout("tcp", tryDst.String(), captureWait)
 			if err != nil {
 				return err
 			}
 			return conn.Close()
 		})
 	}()
-	if err := l.tcp.SetDeadline(time.Now().Add(wait)); err != nil {
+	if err := l.tcp.SetDeadline(time.Now().Add(captureWait)); err != nil {
 		return err
 	}
 	accepted, err := l.tcp.AcceptTCP()
@@ -222,8 +256,62 @@ func tryCapture(ns *NetNS) error {
 		return errors.Join(err, <-client)
 	}
 	got, err := OriginalDst(accepted)
-	if err == nil && got != dst {
-		err = fmt.Errorf("a connection to %s arrived as one to %s", dst, got)
+	if err == nil && got != tryDst {
+		err = fmt.Errorf("a connection to %s arrived as one to %s", tryDst, got)
 	}
-	return errors.Join(err, accepted.Close(), <-client, removeTable(c, r.table))
+	return errors.Join(err, accepted.Close(), <-client)
+}
+
+func tryCaptureUDP(ns *NetNS) error {
+	return captured(ns, func(l *listeners) error { return captureUDP(ns, l) })
+}
+
+// captureUDP answers one datagram and refuses another.
+func captureUDP(ns *NetNS, l *listeners) error {
+	client := make(chan error, 1)
+	go func() {
+		client <- ns.inside(func() error {
+			conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(tryDst))
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if err := conn.SetDeadline(time.Now().Add(captureWait)); err != nil {
+				return err
+			}
+			buf := make([]byte, 16)
+			for _, want := range []error{nil, unix.ECONNREFUSED} {
+				if _, err := conn.Write([]byte("try")); err != nil {
+					return err
+				}
+				if _, err := conn.Read(buf); !errors.Is(err, want) {
+					return fmt.Errorf("a datagram was answered with %v instead of %v", err, want)
+				}
+			}
+			return nil
+		})
+	}()
+	serve := func() error {
+		if err := l.udp.SetReadDeadline(time.Now().Add(captureWait)); err != nil {
+			return err
+		}
+		buf := make([]byte, 16)
+		for _, answer := range []func(from, dst netip.AddrPort) error{
+			func(from, dst netip.AddrPort) error { return l.udp.Reply([]byte("yes"), from, dst) },
+			l.udp.Refuse,
+		} {
+			_, from, dst, err := l.udp.ReadFrom(buf)
+			if err == nil && dst != tryDst {
+				err = fmt.Errorf("a datagram to %s arrived as one to %s", tryDst, dst)
+			}
+			if err != nil {
+				return err
+			}
+			if err := answer(from, dst); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return errors.Join(serve(), <-client)
 }

@@ -44,7 +44,9 @@ const (
 // Docker's for its resolver, an old connection would flow around the redirect
 // for life. Connections captured since the ruleset is there are spared. Those
 // established before it that have gone meanwhile are reported as well: it has
-// reset the ones that were sending.
+// reset the ones that were sending. UDP sockets that were not there before, or
+// lived on from a dead daemon's capture, are spared too: each datagram is
+// captured by itself.
 func (a *Attachment) cut(before []socket) ([]Connection, error) {
 	locals, err := a.links.locals()
 	if err != nil {
@@ -76,7 +78,8 @@ func (a *Attachment) cut(before []socket) ([]Connection, error) {
 	var closed []Connection
 	for _, s := range sockets {
 		c := Connection{Protocol: protocolName(s.protocol), Local: s.local, Remote: s.remote}
-		if locals[s.remote.Addr()] || s.remote.Addr().IsLoopback() || s.remote.Addr().IsUnspecified() || captured[c] {
+		if locals[s.remote.Addr()] || s.remote.Addr().IsLoopback() || s.remote.Addr().IsUnspecified() || captured[c] ||
+			s.protocol == unix.IPPROTO_UDP && !early[s.id] {
 			continue
 		}
 		err := destroy(conn, s)

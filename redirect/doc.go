@@ -1,6 +1,6 @@
 // Package redirect captures what leaves one network namespace: it hands every
-// TCP connection and every DNS query of a container to listeners opened inside
-// its namespace, and refuses the rest at once. It decides nothing about
+// TCP connection, datagram and DNS query of a container to listeners opened
+// inside its namespace, and refuses the rest at once. It decides nothing about
 // destinations and knows no container runtime.
 //
 //	ns, err := redirect.Open("/proc/4711/ns/net")
@@ -9,12 +9,15 @@
 //	c, err := a.TCP().AcceptTCP()
 //	dst, err := redirect.OriginalDst(c)
 //	...
+//	n, client, dst, err := a.UDP().ReadFrom(buf)
+//	err = a.UDP().Reply(answer, client, dst)
+//	...
 //	err = a.Close()
 //
 // # In the namespace
 //
-// One table, installed in one batch, for IPv4 and IPv6 alike. DNSUDP, DNSTCP
-// and TCP are the listeners' ports, which the kernel chose:
+// One table, installed in one batch, for IPv4 and IPv6 alike. DNSUDP, DNSTCP,
+// TCP and UDP are the listeners' ports, which the kernel chose:
 //
 //	table inet weir {
 //		set uplinks { type iface_index; }       # lo, and what leads outside
@@ -33,11 +36,31 @@
 //			fib daddr oif != @uplinks accept    # from one nested network to another
 //			... redirect as above
 //		}
+//		chain answer_udp {                      # ours, to clients
+//			type filter hook output priority -300;
+//			meta l4proto udp meta mark 0x08000088 fib daddr type local notrack
+//		}
+//		chain capture_udp_output {              # routed anew by the mark
+//			type route hook output priority -149;
+//			meta l4proto != udp accept
+//			ip6 daddr fe80::/10 accept
+//			fib daddr type { local, broadcast, multicast } accept
+//			ct direction reply ct state established,related accept
+//			meta mark set 0x08000087
+//		}
+//		chain capture_udp_prerouting {
+//			type filter hook prerouting priority -149;
+//			iif lo meta l4proto udp meta mark 0x08000087 fib daddr type != local jump {
+//				fib saddr type local tproxy to :UDP accept
+//				drop
+//			}
+//		}
 //		chain judge_output {                    # after all translation
 //			type filter hook output priority 2147483647; policy drop;
 //			ip daddr 127.0.0.11 reject          # Docker's resolver by its real port
 //			fib daddr type local accept
 //			ct direction reply ct state established,related accept
+//			meta l4proto udp meta mark 0x08000087 accept
 //			icmpv6 type nd-neighbor-solicit accept
 //			icmpv6 type nd-neighbor-advert accept
 //			reject                              # tcp reset, or an ICMP error
@@ -53,10 +76,25 @@
 //			ip daddr 127.0.0.11 drop
 //			... the listeners' ports, reached without a redirect: reject
 //		}
+//		chain judge_postrouting {
+//			type filter hook postrouting priority 2147483647;
+//			meta l4proto != udp accept
+//			oif lo accept
+//			oif != @uplinks accept
+//			ct direction reply ct state established,related accept
+//			drop
+//		}
 //	}
 //
-// A refused datagram fails in the sender's own send call (EPERM), refused TCP
-// with a reset. Where a family has no default route, as with --network none, it
+// Marked datagrams get to lo by a routing rule (priority 87, table 8787) and a
+// route in its table for either family, of protocol 87. By which interface a
+// datagram leaves is known only after routing, so the last word is spoken in
+// judge_postrouting: whatever the container does to marks and routes, UDP
+// leaves by no uplink. Answers go into the namespace by raw sockets, as from the
+// address that the container spoke to.
+//
+// What the kernel refuses fails in the sender's own send call (EPERM), refused
+// TCP with a reset. Where a family has no default route, as with --network none, it
 // gets one by lo (protocol 87, the highest metric), because connect() fails
 // without a route before the packet meets any hook.
 //
@@ -102,13 +140,19 @@
 //   - Answers to inbound connections are a way out for whoever controls the
 //     other side.
 //   - Connections from before the attach are cut, inbound ones too.
+//   - Multicast, broadcast, UDP of nested namespaces and UDP of sockets that are
+//     bound to an interface are refused.
+//   - After Release datagrams are lost without a word: the kernel makes no ICMP
+//     error under an address that is not its own.
 //
 // # Invariants
 //
 //   - What a socket accepts comes from this namespace: the listeners lie inside
-//     it, and their ports take nothing but what our own rules redirected.
-//   - No packet is exempt by its mark, its user or its program.
+//     it, and their ports take nothing but what our own rules led there.
+//   - No packet is exempt by its mark, its user or its program: our own mark
+//     leads into the capture, and nowhere else.
 //   - The lock is there before the ruleset and goes after it. A daemon that
 //     dies leaves both; Release does so on purpose.
-//   - Nothing of others is changed: no foreign table, no route, no sysctl.
+//   - Nothing of others is changed: no foreign table, no route or routing rule,
+//     no sysctl.
 package redirect

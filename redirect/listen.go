@@ -11,13 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listeners are the three sockets opened inside the namespace, on ports that
-// the kernel chose. SO_REUSEPORT is not set: with it any program of the same
+// listeners are the sockets opened inside the namespace, on ports that the
+// kernel chose. SO_REUSEPORT is not set: with it any program of the same
 // user in the container could share the port and take part of the traffic.
 type listeners struct {
 	tcp    *net.TCPListener
 	dnsTCP *net.TCPListener
 	dnsUDP *dnsConn
+	udp    *UDP
 }
 
 func listen(ns *NetNS) (*listeners, error) {
@@ -34,7 +35,10 @@ func listen(ns *NetNS) (*listeners, error) {
 		if err != nil {
 			return err
 		}
-		l.dnsUDP, err = newDNSConn(udp)
+		if l.dnsUDP, err = newDNSConn(udp); err != nil {
+			return err
+		}
+		l.udp, err = listenUDP()
 		return err
 	})
 	if err != nil {
@@ -43,19 +47,19 @@ func listen(ns *NetNS) (*listeners, error) {
 	return l, nil
 }
 
-// Sockets are the three listeners of an attachment on their way from one
+// Sockets are the four listeners of an attachment on their way from one
 // process to another.
 type Sockets struct {
-	TCP, DNSTCP, DNSUDP *os.File
+	TCP, DNSTCP, DNSUDP, UDP *os.File
 }
 
 // Close closes the files; the listeners live on wherever else they are open.
 func (s *Sockets) Close() error {
-	return errors.Join(s.TCP.Close(), s.DNSTCP.Close(), s.DNSUDP.Close())
+	return errors.Join(s.TCP.Close(), s.DNSTCP.Close(), s.DNSUDP.Close(), s.UDP.Close())
 }
 
-// inherit goes on with another process's listeners.
-func inherit(s *Sockets) (*listeners, error) {
+// inherit goes on with another process's listeners in ns.
+func inherit(ns *NetNS, s *Sockets) (*listeners, error) {
 	defer s.Close()
 	l := &listeners{}
 	err := func() error {
@@ -68,16 +72,24 @@ func inherit(s *Sockets) (*listeners, error) {
 			return err
 		}
 		l.dnsTCP, _ = tcp.(*net.TCPListener)
-		udp, err := net.FilePacketConn(s.DNSUDP)
+		if l.tcp == nil || l.dnsTCP == nil {
+			return errors.New("not two TCP listeners")
+		}
+		dns, err := inheritUDP(s.DNSUDP)
 		if err != nil {
 			return err
 		}
-		packets, ok := udp.(*net.UDPConn)
-		if l.tcp == nil || l.dnsTCP == nil || !ok {
-			return errors.Join(errors.New("not two TCP listeners and a UDP socket"), udp.Close())
+		if l.dnsUDP, err = newDNSConn(dns); err != nil {
+			return err
 		}
-		l.dnsUDP, err = newDNSConn(packets)
-		return err
+		udp, err := inheritUDP(s.UDP)
+		if err != nil {
+			return err
+		}
+		return ns.do(func() error {
+			l.udp, err = newUDP(udp)
+			return err
+		})
 	}()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("inherited listeners: %w", err), l.close())
@@ -85,12 +97,25 @@ func inherit(s *Sockets) (*listeners, error) {
 	return l, nil
 }
 
+func inheritUDP(f *os.File) (*net.UDPConn, error) {
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, err
+	}
+	udp, ok := c.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(errors.New("not a UDP socket"), c.Close())
+	}
+	return udp, nil
+}
+
 func (l *listeners) duplicate() (*Sockets, error) {
 	s := &Sockets{}
-	var errs [3]error
+	var errs [4]error
 	s.TCP, errs[0] = l.tcp.File()
 	s.DNSTCP, errs[1] = l.dnsTCP.File()
 	s.DNSUDP, errs[2] = l.dnsUDP.File()
+	s.UDP, errs[3] = l.udp.conn.File()
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, errors.Join(fmt.Errorf("duplicate the listeners: %w", err), s.Close())
 	}
@@ -102,6 +127,7 @@ func (l *listeners) ports() ports {
 		tcp:    uint16(l.tcp.Addr().(*net.TCPAddr).Port),
 		dnsTCP: uint16(l.dnsTCP.Addr().(*net.TCPAddr).Port),
 		dnsUDP: uint16(l.dnsUDP.LocalAddr().(*net.UDPAddr).Port),
+		udp:    uint16(l.udp.conn.LocalAddr().(*net.UDPAddr).Port),
 	}
 }
 
@@ -121,6 +147,9 @@ func (l *listeners) close() error {
 	}
 	if l.dnsUDP != nil {
 		shut(l.dnsUDP)
+	}
+	if l.udp != nil {
+		errs = append(errs, l.udp.close())
 	}
 	return errors.Join(errs...)
 }

@@ -72,6 +72,10 @@ func l4proto(number byte) []expr.Any {
 	return []expr.Any{meta(expr.MetaKeyL4PROTO), equal([]byte{number})}
 }
 
+func l4protoNot(number byte) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyL4PROTO), differs([]byte{number})}
+}
+
 // dport matches the destination port of TCP and UDP alike (offset 2).
 func dport(proto byte, port uint16) []expr.Any {
 	return match(l4proto(proto), []expr.Any{
@@ -111,11 +115,35 @@ const (
 )
 
 // toLocal matches packets to an address of this namespace.
-func toLocal() []expr.Any {
+func toLocal() []expr.Any { return toType(unix.RTN_LOCAL, true) }
+
+// toType matches packets to addresses that are, or are not, of one of the
+// types of linux/rtnetlink.h.
+func toType(kind uint32, is bool) []expr.Any {
+	compare := differs
+	if is {
+		compare = equal
+	}
 	return []expr.Any{
 		&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true},
+		compare(binaryutil.NativeEndian.PutUint32(kind)),
+	}
+}
+
+// fromLocal matches packets from an address of this namespace.
+func fromLocal() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg, FlagSADDR: true, ResultADDRTYPE: true},
 		equal(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)),
 	}
+}
+
+func iifIs(index uint32) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyIIF), equal(binaryutil.NativeEndian.PutUint32(index))}
+}
+
+func oifIs(index uint32) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyOIF), equal(binaryutil.NativeEndian.PutUint32(index))}
 }
 
 // iifIn matches packets that came in by an interface of the set.
@@ -167,6 +195,14 @@ func redirectTo(port uint16) []expr.Any {
 	}
 }
 
+// tproxyTo hands packets of either family to the socket on a port of lo.
+func tproxyTo(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: reg, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.TProxy{Family: unix.NFPROTO_UNSPEC, TableFamily: unix.NFPROTO_INET, RegPort: reg},
+	}
+}
+
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
 
 func rejectReset() []expr.Any {
@@ -204,6 +240,18 @@ func markBits(bits uint32, set bool) []expr.Any {
 		return append(e, differs(make([]byte, 4)))
 	}
 	return append(e, equal(make([]byte, 4)))
+}
+
+func markIs(mark uint32) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyMARK), equal(binaryutil.NativeEndian.PutUint32(mark))}
+}
+
+// putMark replaces the whole mark.
+func putMark(mark uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: reg, Data: binaryutil.NativeEndian.PutUint32(mark)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg},
+	}
 }
 
 // setMark sets or clears bits of the mark and leaves the others alone.

@@ -26,7 +26,7 @@ var dockerDNS = netip.AddrFrom4([4]byte{127, 0, 0, 11})
 
 // ports are the listeners' ports.
 type ports struct {
-	tcp, dnsTCP, dnsUDP uint16
+	tcp, dnsTCP, dnsUDP, udp uint16
 }
 
 // ruleset is the table inside the namespace, ready to be sent.
@@ -42,7 +42,8 @@ func newRuleset(p ports) ruleset {
 		Table: table, Name: uplinksName, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian,
 	}
 	return ruleset{table: table, uplinks: uplinks, chains: []chain{
-		captureOutput(p), capturePrerouting(p, uplinks), judgeOutput(), judgeForward(uplinks), judgeInput(p),
+		captureOutput(p), capturePrerouting(p, uplinks), answerUDP(), captureUDPOutput(), captureUDPPrerouting(p),
+		judgeOutput(), judgeForward(uplinks), judgeInput(p), judgePostrouting(uplinks),
 	}}
 }
 
@@ -84,11 +85,72 @@ func capturePrerouting(p ports, uplinks *nftables.Set) chain {
 	}
 }
 
+// udpPriority comes right after the redirect, which leads DNS to an address of
+// the namespace.
+const udpPriority = natPriority + 1
+
+// answerUDP keeps the answers that Weir sends into the container out of
+// connection tracking. If the container's datagram is forgotten there, an
+// answer would count as a connection from outside, and what the container
+// sends next as an answer to that.
+func answerUDP() chain {
+	return chain{
+		name: "answer_udp", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput,
+		priority: *nftables.ChainPriorityRaw, policy: nftables.ChainPolicyAccept,
+		rules: []rule{{
+			fmt.Sprintf("meta l4proto udp meta mark %#08x fib daddr type local notrack", answerMark),
+			match(l4proto(unix.IPPROTO_UDP), markIs(answerMark), toLocal(), []expr.Any{&expr.Notrack{}}),
+		}},
+	}
+}
+
+// captureUDPOutput marks datagrams that leave, and has them routed anew by the
+// mark, to lo; see steer. Multicast and broadcast have no single other side to
+// be judged by and are left to be refused. A redirect would do for sending, but
+// does not tell a UDP socket where a datagram was going.
+func captureUDPOutput() chain {
+	return chain{
+		name: "capture_udp_output", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput,
+		priority: udpPriority, policy: nftables.ChainPolicyAccept,
+		rules: []rule{
+			{"meta l4proto != udp accept", match(l4protoNot(unix.IPPROTO_UDP), verdict(expr.VerdictAccept))},
+			{"ip6 daddr fe80::/10 accept", match(toLinkLocal6(), verdict(expr.VerdictAccept))},
+			{"fib daddr type local accept", match(toLocal(), verdict(expr.VerdictAccept))},
+			{"fib daddr type broadcast accept", match(toType(unix.RTN_BROADCAST, true), verdict(expr.VerdictAccept))},
+			{"fib daddr type multicast accept", match(toType(unix.RTN_MULTICAST, true), verdict(expr.VerdictAccept))},
+			{"ct direction reply ct state established,related accept", match(replying(), verdict(expr.VerdictAccept))},
+			{fmt.Sprintf("meta mark set %#08x", udpMark), putMark(udpMark)},
+		},
+	}
+}
+
+// captureUDPPrerouting hands what was marked to the socket when it comes in
+// by lo. With another sender than an address of the namespace an answer could
+// come back here as a datagram of its own, without end.
+func captureUDPPrerouting(p ports) chain {
+	marked := func() []expr.Any {
+		return match(iifIs(loopbackIndex), l4proto(unix.IPPROTO_UDP), markIs(udpMark), toType(unix.RTN_LOCAL, false))
+	}
+	const text = `iif "lo" meta l4proto udp meta mark %#08x fib daddr type != local `
+	return chain{
+		name: "capture_udp_prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
+		priority: udpPriority, policy: nftables.ChainPolicyAccept,
+		rules: []rule{
+			{
+				fmt.Sprintf(text+"fib saddr type local tproxy to :%d accept", udpMark, p.udp),
+				match(marked(), fromLocal(), tproxyTo(p.udp), verdict(expr.VerdictAccept)),
+			},
+			{fmt.Sprintf(text+"drop", udpMark), match(marked(), verdict(expr.VerdictDrop))},
+		},
+	}
+}
+
 // judgeOutput refuses at once whatever was not captured. It runs last, after
 // all translation, so that a packet taken out of connection tracking by a
 // notrack rule, and therefore not redirected, is refused too. Docker's
 // resolver is refused before replies are accepted: a program with CAP_NET_RAW
-// can make its own query look like a reply.
+// can make its own query look like a reply. A marked datagram passes only as
+// far as judgePostrouting: by which interface it leaves is not known here.
 func judgeOutput() chain {
 	docker := func() []expr.Any { return ip4Dst(dockerDNS) }
 	return chain{
@@ -99,6 +161,7 @@ func judgeOutput() chain {
 			{"ip daddr 127.0.0.11 reject", match(docker(), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
 			{"fib daddr type local accept", match(toLocal(), verdict(expr.VerdictAccept))},
 			{"ct direction reply ct state established,related accept", match(replying(), verdict(expr.VerdictAccept))},
+			{fmt.Sprintf("meta l4proto udp meta mark %#08x accept", udpMark), match(l4proto(unix.IPPROTO_UDP), markIs(udpMark), verdict(expr.VerdictAccept))},
 			{"icmpv6 type nd-neighbor-solicit accept", match(icmp6Type(ndSolicit), verdict(expr.VerdictAccept))},
 			{"icmpv6 type nd-neighbor-advert accept", match(icmp6Type(ndAdvert), verdict(expr.VerdictAccept))},
 			{"meta l4proto tcp reject with tcp reset", match(l4proto(unix.IPPROTO_TCP), rejectReset())},
@@ -136,6 +199,24 @@ func judgeInput(p ports) chain {
 			{fmt.Sprintf("tcp dport %d ct status ! dnat reject with tcp reset", p.tcp), match(direct(unix.IPPROTO_TCP, p.tcp), rejectReset())},
 			{fmt.Sprintf("tcp dport %d ct status ! dnat reject with tcp reset", p.dnsTCP), match(direct(unix.IPPROTO_TCP, p.dnsTCP), rejectReset())},
 			{fmt.Sprintf("udp dport %d ct status ! dnat reject", p.dnsUDP), match(direct(unix.IPPROTO_UDP, p.dnsUDP), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
+			{fmt.Sprintf("udp dport %d fib daddr type local reject", p.udp), match(dport(unix.IPPROTO_UDP, p.udp), toLocal(), rejectUnreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))},
+		},
+	}
+}
+
+// judgePostrouting drops datagrams that leave by an uplink all the same, which
+// they do when the container has changed its routes or bound them to an
+// interface. The sender gets EPERM.
+func judgePostrouting(uplinks *nftables.Set) chain {
+	return chain{
+		name: "judge_postrouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting,
+		priority: *nftables.ChainPriorityLast, policy: nftables.ChainPolicyAccept,
+		rules: []rule{
+			{"meta l4proto != udp accept", match(l4protoNot(unix.IPPROTO_UDP), verdict(expr.VerdictAccept))},
+			{`oif "lo" accept`, match(oifIs(loopbackIndex), verdict(expr.VerdictAccept))},
+			{"oif != @uplinks accept", match(oifNotIn(uplinks), verdict(expr.VerdictAccept))},
+			{"ct direction reply ct state established,related accept", match(replying(), verdict(expr.VerdictAccept))},
+			{"drop", verdict(expr.VerdictDrop)},
 		},
 	}
 }

@@ -21,7 +21,7 @@ func TestListing(t *testing.T) {
 	a := l.install(ns)
 	p := a.listeners.ports()
 	named := strings.NewReplacer(
-		itoa(p.tcp), "TCP", itoa(p.dnsTCP), "DNSTCP", itoa(p.dnsUDP), "DNSUDP", a.lock.table().Name, "weir-NAME",
+		itoa(p.tcp), "TCP", itoa(p.dnsTCP), "DNSTCP", itoa(p.dnsUDP), "DNSUDP", ":"+itoa(p.udp), ":UDP", " "+itoa(p.udp)+" ", " UDP ", a.lock.table().Name, "weir-NAME",
 	)
 	for _, listing := range []struct {
 		in, file string

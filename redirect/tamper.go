@@ -23,6 +23,8 @@ const (
 	NewInterface TamperKind = "interface"
 	// AddressChange: an interface got an address that the lock does not let out.
 	AddressChange TamperKind = "address"
+	// Routing: what leads captured datagrams to lo was changed.
+	Routing TamperKind = "routing"
 	// HostLock: the lock in the host's namespace was changed.
 	HostLock TamperKind = "host-lock"
 )

@@ -24,7 +24,7 @@ const (
 )
 
 // Watch keeps the capture whole until ctx ends or the attachment is closed: it
-// restores our ruleset when it was changed, locks new interfaces, and compares
+// restores our ruleset and routing when they were changed, locks new interfaces, and compares
 // everything every five seconds. report is called for each change, one call at
 // a time and at most about fifty times a second; it must return soon, because
 // nothing is restored meanwhile. Changes that others make outside of our
@@ -36,7 +36,10 @@ func (a *Attachment) Watch(ctx context.Context, report func(Tamper)) error {
 		return follow(ctx, a.ns, unix.NETLINK_NETFILTER, []uint32{unix.NFNLGRP_NFTABLES}, rules)
 	})
 	g.Go(func() error {
-		groups := []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR}
+		groups := []uint32{
+			unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
+		}
 		return follow(ctx, a.ns, unix.NETLINK_ROUTE, groups, changed)
 	})
 	g.Go(func() error { return a.watch(ctx, rules, changed, report) })
@@ -49,7 +52,7 @@ func (a *Attachment) Watch(ctx context.Context, report func(Tamper)) error {
 func (a *Attachment) watch(ctx context.Context, rules, changed <-chan struct{}, report func(Tamper)) error {
 	tick := time.NewTicker(recheck)
 	defer tick.Stop()
-	all := []func() ([]Tamper, error){a.checkInterfaces, a.checkRuleset, a.checkHostLock}
+	all := []func() ([]Tamper, error){a.checkInterfaces, a.checkRuleset, a.checkSteering, a.checkHostLock}
 	checks := all // what happened before the events were subscribed to
 	failures := 0
 	for {
@@ -85,7 +88,7 @@ func (a *Attachment) watch(ctx context.Context, rules, changed <-chan struct{}, 
 		case <-rules:
 			checks = []func() ([]Tamper, error){a.checkRuleset}
 		case <-changed:
-			checks = []func() ([]Tamper, error){a.checkInterfaces}
+			checks = []func() ([]Tamper, error){a.checkInterfaces, a.checkSteering}
 		case <-tick.C:
 			checks = all
 		}

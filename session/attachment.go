@@ -139,8 +139,8 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		Limits: c.config.DNSLimits,
 		Now:    c.now,
 	}
-	program := func(ctx context.Context, client, dst netip.AddrPort) (*rules.Program, error) {
-		p, err := programs.Find(ctx, "tcp", client, dst)
+	program := func(ctx context.Context, transport rules.Transport, client, dst netip.AddrPort) (*rules.Program, error) {
+		p, err := programs.Find(ctx, string(transport), client, dst)
 		if err != nil {
 			return nil, err
 		}
@@ -172,6 +172,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	var serveCtx context.Context
 	serveCtx, l.cancel = context.WithCancel(c.ctx)
 	l.tasks.Go(func() { c.report(a, "proxy", l.proxy.Serve(serveCtx, kernel.TCP())) })
+	l.tasks.Go(func() { c.report(a, "udp", l.proxy.ServeUDP(serveCtx, kernel.UDP())) })
 	packets, listener := kernel.DNS()
 	l.tasks.Go(func() { c.report(a, "dns", l.dns.Serve(serveCtx, packets, listener)) })
 	l.tasks.Go(func() { c.watch(serveCtx, a, kernel) })

@@ -53,6 +53,8 @@ type config struct {
 		ConnectionsPerSecond int           `yaml:"connections_per_second"`
 		Dialing              int           `yaml:"dialing"`
 		Idle                 time.Duration `yaml:"idle"`
+		UDPAssociations      int           `yaml:"udp_associations"`
+		UDPIdle              time.Duration `yaml:"udp_idle"`
 		DNSQueriesPerSecond  int           `yaml:"dns_queries_per_second"`
 		DNSNewNames          int           `yaml:"dns_new_names"`
 	} `yaml:"limits"`
@@ -101,6 +103,7 @@ func loadConfig(path string) (*config, error) {
 		"events.max_age": int64(c.Events.MaxAge), "events.max_rows": c.Events.MaxRows, "events.max_mb": c.Events.MaxMB,
 		"limits.connections": int64(c.Limits.Connections), "limits.connections_per_second": int64(c.Limits.ConnectionsPerSecond),
 		"limits.dialing": int64(c.Limits.Dialing), "limits.idle": int64(c.Limits.Idle),
+		"limits.udp_associations": int64(c.Limits.UDPAssociations), "limits.udp_idle": int64(c.Limits.UDPIdle),
 		"limits.dns_queries_per_second": int64(c.Limits.DNSQueriesPerSecond), "limits.dns_new_names": int64(c.Limits.DNSNewNames),
 	} {
 		if n < 0 {
@@ -134,6 +137,7 @@ func (c *config) proxyLimits() proxy.Limits {
 	return proxy.Limits{
 		Connections: c.Limits.Connections, PerSecond: c.Limits.ConnectionsPerSecond,
 		Dialing: c.Limits.Dialing, Idle: c.Limits.Idle,
+		Associations: c.Limits.UDPAssociations, UDPIdle: c.Limits.UDPIdle,
 	}
 }
 

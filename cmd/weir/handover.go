@@ -19,17 +19,22 @@ import (
 // drainTime is how long live connections may go on when the daemon ends.
 const drainTime = 5 * time.Second
 
-// The three listeners of an attachment are passed from process to process
+// The four listeners of an attachment are passed from process to process
 // under these names, by systemd's rules (sd_listen_fds(3)): "weir", the
 // namespace, and what it is, joined by dashes.
 const (
 	tcpSocket    = "tcp"
 	dnsTCPSocket = "dnstcp"
 	dnsUDPSocket = "dnsudp"
+	udpSocket    = "udp"
 )
 
 func socketName(netns, what string) string {
 	return "weir-" + strings.ReplaceAll(netns, ":", "-") + "-" + what
+}
+
+func socketFiles(s *redirect.Sockets) map[string]*os.File {
+	return map[string]*os.File{tcpSocket: s.TCP, dnsTCPSocket: s.DNSTCP, dnsUDPSocket: s.DNSUDP, udpSocket: s.UDP}
 }
 
 // inheritedSockets are the listeners that systemd's store or the process
@@ -57,10 +62,12 @@ func inheritedSockets(logger *slog.Logger) map[string]*redirect.Sockets {
 			s.DNSTCP = f
 		case dnsUDPSocket:
 			s.DNSUDP = f
+		case udpSocket:
+			s.UDP = f
 		}
 	}
 	for netns, s := range found {
-		if s.TCP == nil || s.DNSTCP == nil || s.DNSUDP == nil {
+		if s.TCP == nil || s.DNSTCP == nil || s.DNSUDP == nil || s.UDP == nil {
 			logger.Warn("inherited listeners are not complete; new ones are opened", "netns", netns)
 			s.Close()
 			delete(found, netns)
@@ -81,14 +88,14 @@ func newKeeper(logger *slog.Logger) *keeper {
 }
 
 func (k *keeper) keep(netns string, s *redirect.Sockets) {
-	for what, f := range map[string]*os.File{tcpSocket: s.TCP, dnsTCPSocket: s.DNSTCP, dnsUDPSocket: s.DNSUDP} {
+	for what, f := range socketFiles(s) {
 		k.send("FDSTORE=1\nFDNAME="+socketName(netns, what), f)
 	}
 	s.Close()
 }
 
 func (k *keeper) forget(netns string) {
-	for _, what := range []string{tcpSocket, dnsTCPSocket, dnsUDPSocket} {
+	for _, what := range []string{tcpSocket, dnsTCPSocket, dnsUDPSocket, udpSocket} {
 		k.send("FDSTOREREMOVE=1\nFDNAME="+socketName(netns, what), nil)
 	}
 }
@@ -137,7 +144,7 @@ func become(sockets map[string]*redirect.Sockets) error {
 	var names []string
 	var files []*os.File
 	for netns, s := range sockets {
-		for what, f := range map[string]*os.File{tcpSocket: s.TCP, dnsTCPSocket: s.DNSTCP, dnsUDPSocket: s.DNSUDP} {
+		for what, f := range socketFiles(s) {
 			names, files = append(names, socketName(netns, what)), append(files, f)
 		}
 	}
