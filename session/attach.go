@@ -81,9 +81,12 @@ func (c *Conductor) attach(ctx context.Context, found container.Container, ref s
 		ID: found.ID, Name: found.Name, ref: ref, runtime: found.Runtime, netnsID: found.NetNSID,
 		warnings: found.Warnings(), since: now,
 	}
+	if old != nil && (old.netnsID == found.NetNSID || old.stored.NetNS == found.NetNSID.String()) {
+		a.since = old.since // taken over, not attached anew
+	}
 	record := store.Attachment{
 		ContainerID: a.ID, Ref: ref, Name: a.Name, Runtime: a.runtime, NetNS: a.netnsID.String(), NetNSPath: found.NetNS,
-		StartedAt: found.StartedAt, AttachedAt: now,
+		StartedAt: found.StartedAt, AttachedAt: a.since,
 	}
 	names, err := c.store.Names(ctx, a.ID)
 	if err != nil {

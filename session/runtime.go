@@ -44,10 +44,15 @@ func (c *Conductor) restore(ctx context.Context) error {
 			}
 			err = errors.Join(err, c.finishDetach(ctx, s, found))
 		case err == nil:
-			_, _, err = c.attach(ctx, found, s.Ref)
-			if err != nil {
-				c.wait(s)
+			c.wait(s)
+			var a *attachment
+			if a, _, err = c.attach(ctx, found, s.Ref); err != nil {
 				c.fail(s.ContainerID, true)
+			} else if a.ID != s.ContainerID {
+				// Its namespace is another's attachment by now.
+				c.mu.Lock()
+				delete(c.attachments, s.ContainerID)
+				c.mu.Unlock()
 			}
 		default:
 			c.wait(s)
