@@ -57,6 +57,9 @@ type state struct {
 func (w *Weir) state() (s state) {
 	w.t.Helper()
 	w.json(&s.Attached, "ps")
+	for i := range s.Attached {
+		s.Attached[i].Flows = 0 // whose connection it was ends with the daemon
+	}
 	s.Sessions, s.Rules = w.sessions(), w.rules()
 	return s
 }

@@ -76,7 +76,7 @@ func (c *Conductor) attach(ctx context.Context, found container.Container, ref s
 		c.dropLive(old)
 	}
 
-	now := c.now()
+	now := c.now().Truncate(time.Microsecond) // as it is stored: a restart does not change it
 	a := &attachment{
 		ID: found.ID, Name: found.Name, ref: ref, runtime: found.Runtime, netnsID: found.NetNSID,
 		warnings: found.Warnings(), since: now,
