@@ -58,7 +58,11 @@ func TestDetachRestoresExactly(t *testing.T) {
 	o := newOutside(t)
 	o.addName("shop.example", "198.51.100.10")
 	o.serveHTTP("198.51.100.10:80", greet("198.51.100.10"))
-	host := func() string { return run(t, "ip", "rule") + run(t, "ip", "-6", "rule") + run(t, "ip", "route") }
+	host := func() string {
+		routes := run(t, "ip", "rule") + run(t, "ip", "-6", "rule") + run(t, "ip", "route")
+		// Whether a bridge has somebody on it is not Weir's doing.
+		return strings.ReplaceAll(routes, " linkdown", "")
+	}
 	w := startWeir(t, "")
 	for kind, args := range map[string][]string{
 		"default bridge":       nil,

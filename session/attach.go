@@ -79,7 +79,8 @@ func (c *Conductor) attach(ctx context.Context, found container.Container, ref s
 	now := c.now().Truncate(time.Microsecond) // as it is stored: a restart does not change it
 	a := &attachment{
 		ID: found.ID, Name: found.Name, ref: ref, runtime: found.Runtime, netnsID: found.NetNSID,
-		warnings: found.Warnings(), since: now,
+		// As precise as it is stored: it is the same after a restart.
+		warnings: found.Warnings(), since: now.UTC().Truncate(time.Microsecond),
 	}
 	if old != nil && (old.netnsID == found.NetNSID || old.stored.NetNS == found.NetNSID.String()) {
 		a.since = old.since // taken over, not attached anew
