@@ -76,11 +76,10 @@ func (c *Conductor) attach(ctx context.Context, found container.Container, ref s
 		c.dropLive(old)
 	}
 
-	now := c.now().Truncate(time.Microsecond) // as it is stored: a restart does not change it
+	now := c.now().UTC().Truncate(time.Microsecond) // as it is stored: a restart does not change it
 	a := &attachment{
 		ID: found.ID, Name: found.Name, ref: ref, runtime: found.Runtime, netnsID: found.NetNSID,
-		// As precise as it is stored: it is the same after a restart.
-		warnings: found.Warnings(), since: now.UTC().Truncate(time.Microsecond),
+		warnings: found.Warnings(), since: now,
 	}
 	if old != nil && (old.netnsID == found.NetNSID || old.stored.NetNS == found.NetNSID.String()) {
 		a.since = old.since // taken over, not attached anew
