@@ -140,7 +140,14 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		Now:    c.now,
 	}
 	program := func(ctx context.Context, transport rules.Transport, client, dst netip.AddrPort) (*rules.Program, error) {
-		p, err := programs.Find(ctx, string(transport), client, dst)
+		var p container.Program
+		var err error
+		for range programTries {
+			p, err = programs.Find(ctx, string(transport), client, dst)
+			if !errors.Is(err, container.ErrGone) {
+				break
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -190,6 +197,10 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	})
 	return l, nil
 }
+
+// programTries is how often a program is looked for while processes around it
+// come and go; what is not certain then counts as not found.
+const programTries = 3
 
 // runtimePatience is how long a container's own DNS query waits for the
 // runtime; while its events are followed the answers come from memory.
