@@ -108,8 +108,12 @@ func TestUDPPassesByRulesThatNameIt(t *testing.T) {
 	// Many clients at once, all from one program.
 	if got := box.python(`
 socks=[socket.socket(socket.AF_INET,socket.SOCK_DGRAM) for _ in range(300)]
-for i,s in enumerate(socks): s.settimeout(5); s.connect(("198.51.100.5",5000)); s.send(b"%d"%i)
-print(sum(s.recv(99)==b"%d"%i for i,s in enumerate(socks)))`); got != "300" {
+for i,s in enumerate(socks): s.settimeout(1); s.connect(("198.51.100.5",5000)); s.send(b"%d"%i)
+def answered(i,s): # a datagram may be lost on a busy machine: asked again, as every client does
+  for _ in range(5):
+    try: return s.recv(99)==b"%d"%i
+    except TimeoutError: s.send(b"%d"%i)
+print(sum(answered(i,s) is True for i,s in enumerate(socks)))`); got != "300" {
 		t.Errorf("of 300 clients %s were answered", got)
 	}
 	// One unconnected socket speaks to several.
