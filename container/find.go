@@ -82,7 +82,7 @@ func (r *Runtimes) findNetNS(ctx context.Context, ref, path string) (Container, 
 	case path == "":
 		return Container{}, errors.New("no path; use netns:/run/netns/NAME")
 	case !strings.ContainsRune(path, '/'):
-		if _, _, err := openNetNS(netnsDirs[0] + path); err != nil && isDevIno(path) {
+		if _, err := netNSAt(netnsDirs[0] + path); err != nil && isDevIno(path) {
 			if path, err = pathOfNetNS(path); err != nil {
 				return Container{}, err
 			}
@@ -92,14 +92,13 @@ func (r *Runtimes) findNetNS(ctx context.Context, ref, path string) (Container, 
 	case !filepath.IsAbs(path):
 		return Container{}, fmt.Errorf("%q is neither an absolute path nor a name of \"ip netns list\"", path)
 	}
-	f, id, err := openNetNS(path)
+	id, err := netNSAt(path)
 	if isGone(err) {
 		return Container{}, fmt.Errorf("no namespace at %s: %w; see \"ip netns list\"", path, ErrNotFound)
 	}
 	if err != nil {
 		return Container{}, fmt.Errorf("open namespace: %w", err)
 	}
-	f.Close()
 	return r.bare(ctx, Container{ID: id.containerID(), Name: ref, Running: true, NetNS: path, NetNSID: id})
 }
 

@@ -68,6 +68,15 @@ func openNetNS(path string) (*os.File, NetNSID, error) {
 	return f, id, nil
 }
 
+// netNSAt says which network namespace a path is now.
+func netNSAt(path string) (NetNSID, error) {
+	f, id, err := openNetNS(path)
+	if err != nil {
+		return NetNSID{}, err
+	}
+	return id, f.Close()
+}
+
 func netNSOf(f *os.File) (NetNSID, error) {
 	var st unix.Stat_t
 	var sfs unix.Statfs_t
@@ -100,7 +109,7 @@ const ownNetNS = "/proc/thread-self/ns/net"
 // or of this one.
 func isHostNetNS(id NetNSID) (bool, error) {
 	for _, path := range []string{ownNetNS, "/proc/1/ns/net"} {
-		f, host, err := openNetNS(path)
+		host, err := netNSAt(path)
 		if errors.Is(err, fs.ErrPermission) && path != ownNetNS {
 			// An init with capabilities that this process was not given: then
 			// our own namespace, from which connections are made, has to do.
@@ -109,7 +118,6 @@ func isHostNetNS(id NetNSID) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("read the host's own namespace: %w", err)
 		}
-		f.Close()
 		if host == id {
 			return true, nil
 		}
@@ -154,11 +162,10 @@ func processNetNS(pid int) (NetNSID, uint64, error) {
 	if err != nil {
 		return NetNSID{}, 0, err
 	}
-	f, id, err := openNetNS(procPath(pid, "ns/net"))
+	id, err := netNSAt(procPath(pid, "ns/net"))
 	if err != nil {
 		return NetNSID{}, 0, err
 	}
-	f.Close()
 	after, err := readProcess(pid)
 	if err != nil || after.start != before.start {
 		return NetNSID{}, 0, fmt.Errorf("process %d ended meanwhile: %w", pid, ErrGone)
@@ -211,11 +218,10 @@ func pathOfNetNS(want string) (string, error) {
 		return "", err
 	}
 	for _, path := range append(paths, processes...) {
-		f, id, err := openNetNS(path)
+		id, err := netNSAt(path)
 		if err != nil {
 			continue // it ended, or is none: neither is the one wanted
 		}
-		f.Close()
 		if id.containerID() == "netns:"+want {
 			return path, nil
 		}

@@ -141,6 +141,11 @@ func (l *leakTest) run(program string) map[string][]string {
 	l.t.Helper()
 	ll := strings.Fields(l.sh("host", "ip -6 -o addr show dev br0 scope link"))[3]
 	l.python("ct", strings.Replace(attack, "HOSTLL", `"`+strings.Split(ll, "/")[0]+`"`, -1)+program+"\nprint('done')")
+	// The attack forges the neighbour's hardware address: without a lock the
+	// bridge then takes the neighbour to be where the attacker is, until it
+	// says something itself.
+	l.python("nb", `import socket
+socket.socket(socket.AF_INET,socket.SOCK_DGRAM).sendto(b"HERE",("172.30.0.1",9))`)
 	l.python("host", `
 import socket
 u=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)

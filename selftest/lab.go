@@ -164,8 +164,10 @@ type canary struct {
 	seen int
 }
 
-// watch counts frames from the inside's hardware addresses: none of them
-// belongs there, whatever address they carry. What the host itself sends, as
+// watch counts the frames from the inside that get as far as the bridge: none
+// belongs there, whatever address it carries. Looking there and not at the
+// outside, it does not take a firewall of the host's own, which on most hosts
+// drops what the bridge forwards, for Weir's. What the host itself sends, as
 // Weir does for allowed connections, is not counted.
 func (l *lab) watch() (*canary, error) {
 	h, err := netlink.NewHandleAt(l.insideNS)
@@ -178,17 +180,24 @@ func (l *lab) watch() (*canary, error) {
 		return nil, err
 	}
 	mac := link.Attrs().HardwareAddr
+	bridge, err := netlink.LinkByName(l.bridge)
+	if err != nil {
+		return nil, err
+	}
 	c := &canary{done: make(chan struct{})}
 	const all = uint16(unix.ETH_P_ALL)
-	err = onThread(l.outsideNS, func() (err error) {
-		c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all<<8|all>>8))
-		if err == nil {
-			err = unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000})
-		}
-		return err
-	})
-	if err != nil {
+	const network = all<<8 | all>>8
+	if c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(network)); err != nil {
 		return nil, fmt.Errorf("canary: %w", err)
+	}
+	// A promiscuous bridge hands the host a copy of every frame it takes in.
+	if err := errors.Join(
+		unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}),
+		unix.Bind(c.fd, &unix.SockaddrLinklayer{Protocol: network, Ifindex: bridge.Attrs().Index}),
+		unix.SetsockoptPacketMreq(c.fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP,
+			&unix.PacketMreq{Ifindex: int32(bridge.Attrs().Index), Type: unix.PACKET_MR_PROMISC}),
+	); err != nil {
+		return nil, errors.Join(fmt.Errorf("canary: %w", err), unix.Close(c.fd))
 	}
 	l.undo = append(l.undo, func() error { close(c.done); return nil })
 	go func() {
