@@ -34,6 +34,7 @@
 //   - A document is sent on as it came, to the byte, so that its hash holds.
 //   - One reading: where JSON, URL or GraphQL readers differ, the request is
 //     refused, not interpreted.
+//   - What a Classifier remembers never changes an answer, and is bounded.
 //   - Time and memory are linear in the size of the request. Fragments are
 //     walked once each; nesting is limited before anything recurses.
 //

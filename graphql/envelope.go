@@ -47,7 +47,7 @@ func (e *envelope) set(key, value string) {
 }
 
 // parsePost reads a body: one envelope or a batch of them.
-func parsePost(body []byte) (Result, error) {
+func parsePost(body []byte, read documentReader) (Result, error) {
 	if len(body) == 0 {
 		return Result{}, refuse(EmptyRequest, "POST without a body: send a JSON object with a query")
 	}
@@ -57,7 +57,7 @@ func parsePost(body []byte) (Result, error) {
 	r := &reader{text: string(body), out: make([]byte, 0, len(body)+16)}
 	var res Result
 	one := func() error {
-		op, err := readEnvelope(r)
+		op, err := readEnvelope(r, read)
 		if err == nil {
 			res.Operations = append(res.Operations, op)
 		}
@@ -86,7 +86,7 @@ func parsePost(body []byte) (Result, error) {
 // readEnvelope reads one envelope and its operation. Members that are absent
 // by meaning (null, the empty string) or unknown are not written: a server
 // that gave an unknown member a meaning would do what was never judged.
-func readEnvelope(r *reader) (Operation, error) {
+func readEnvelope(r *reader, read documentReader) (Operation, error) {
 	switch r.peek() {
 	case '{':
 	case '[':
@@ -120,7 +120,7 @@ func readEnvelope(r *reader) (Operation, error) {
 	if err != nil {
 		return Operation{}, err
 	}
-	return e.operation()
+	return e.operation(read)
 }
 
 // checkVariant refuses a key that some reader could take for a control key:

@@ -23,11 +23,13 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	}
+	var remembers Classifier
 	f.Fuzz(func(t *testing.T, get bool, rawQuery string, body []byte) {
 		in := Input{Method: "POST", ContentType: "application/json", RawQuery: rawQuery, Body: body}
 		if get {
 			in.Method, in.ContentType = "GET", ""
 		}
+		sameAsWithout(t, &remembers, in)
 		res, err := Parse(in)
 		checkError(t, err, len(res.Operations))
 		if err != nil {
@@ -83,11 +85,13 @@ func FuzzMessage(f *testing.F) {
 			}
 		}
 	}
+	var remembers Classifier
 	f.Fuzz(func(t *testing.T, legacy bool, text []byte) {
 		subprotocol := TransportWS
 		if legacy {
 			subprotocol = LegacyWS
 		}
+		sameMessageAsWithout(t, &remembers, subprotocol, text)
 		m, err := ParseMessage(subprotocol, text)
 		if err != nil {
 			checkError(t, err, len(m.Operations))

@@ -91,7 +91,7 @@ func escape(s string) string {
 
 // parseGet reads the operation from a URL's parameters. Those that are not
 // control parameters are kept: keys and tenants travel there.
-func parseGet(params []parameter) (Result, error) {
+func parseGet(params []parameter, read documentReader) (Result, error) {
 	var e envelope
 	var kept []parameter
 	seen := map[string]bool{}
@@ -129,7 +129,7 @@ func parseGet(params []parameter) (Result, error) {
 	if len(seen) == 0 {
 		return Result{}, refuse(EmptyRequest, "GET without a query parameter")
 	}
-	op, err := e.operation()
+	op, err := e.operation(read)
 	if err != nil {
 		return Result{}, err
 	}

@@ -1,6 +1,7 @@
 package graphql
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -107,9 +108,9 @@ func (r *reader) object(member func(key string) (keep bool, err error)) error {
 		return err
 	}
 	start := len(r.out)
-	var seen map[string]struct{}
-	for {
-		more, err := r.next('}', len(seen) == 0)
+	var seen keys
+	for first := true; ; first = false {
+		more, err := r.next('}', first)
 		if err != nil {
 			return err
 		}
@@ -124,17 +125,13 @@ func (r *reader) object(member func(key string) (keep bool, err error)) error {
 		if err != nil {
 			return err
 		}
-		if _, twice := seen[key]; twice {
+		if seen.add(key) {
 			what := "a key"
 			if isControl(key) { // any other may be data
 				what = "key " + quote(key)
 			}
 			return refuse(DuplicateKey, "JSON at byte %d: %s comes twice in one object", r.pos, what)
 		}
-		if seen == nil {
-			seen = make(map[string]struct{}, 8)
-		}
-		seen[key] = struct{}{}
 		if r.peek() != ':' {
 			return r.fail("':' should be here")
 		}
@@ -153,6 +150,35 @@ func (r *reader) object(member func(key string) (keep bool, err error)) error {
 			r.out = r.out[:mark]
 		}
 	}
+}
+
+// keys are those of one object: a short list, of which most objects need no
+// more, and beyond it a map.
+type keys struct {
+	few  [8]string
+	n    int
+	many map[string]struct{}
+}
+
+// add reports whether key was there already.
+func (k *keys) add(key string) (twice bool) {
+	if k.many == nil {
+		if slices.Contains(k.few[:k.n], key) {
+			return true
+		}
+		if k.n < len(k.few) {
+			k.few[k.n] = key
+			k.n++
+			return false
+		}
+		k.many = make(map[string]struct{}, 4*len(k.few))
+		for _, few := range k.few {
+			k.many[few] = struct{}{}
+		}
+	}
+	before := len(k.many)
+	k.many[key] = struct{}{}
+	return len(k.many) == before
 }
 
 // array reads an array, calling element for each value.

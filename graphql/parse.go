@@ -33,7 +33,9 @@ type Result struct {
 
 // Parse reads the operations of a request. Every error is an *Error; an error
 // means that the request must not be sent on.
-func Parse(in Input) (Result, error) {
+func Parse(in Input) (Result, error) { return parse(in, readDocument) }
+
+func parse(in Input, read documentReader) (Result, error) {
 	if in.MaxBody <= 0 {
 		in.MaxBody = DefaultMaxBody
 	}
@@ -54,7 +56,7 @@ func Parse(in Input) (Result, error) {
 		if len(in.Body) > 0 {
 			return Result{}, refuse(BodyWithGet, "GET with a body of %d bytes: parameters of a GET belong in the URL", len(in.Body))
 		}
-		return parseGet(params)
+		return parseGet(params, read)
 	}
 	for _, p := range params {
 		if p.control {
@@ -64,7 +66,7 @@ func Parse(in Input) (Result, error) {
 	if err := checkContentType(in.ContentType); err != nil {
 		return Result{}, err
 	}
-	res, err := parsePost(in.Body)
+	res, err := parsePost(in.Body, read)
 	if err != nil {
 		return Result{}, err
 	}

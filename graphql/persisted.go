@@ -63,7 +63,7 @@ func readVersion(r *reader) (there bool, err error) {
 }
 
 // operation says what runs when this envelope is executed.
-func (e *envelope) operation() (Operation, error) {
+func (e *envelope) operation(read documentReader) (Operation, error) {
 	switch {
 	case e.ids > 1:
 		return Operation{}, refuse(TwoIDs, "two ids of a persisted operation: send one of id, documentId and queryId")
@@ -83,5 +83,5 @@ func (e *envelope) operation() (Operation, error) {
 			return Operation{}, refuse(HashMismatch, "persisted hash %s is not the document's, %s", quote(e.hash), want)
 		}
 	}
-	return readDocument(e.document, e.operationName)
+	return read(e.document, e.operationName)
 }

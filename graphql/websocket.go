@@ -49,6 +49,10 @@ func kindOf(subprotocol, typ string) (messageKind, bool) {
 // like the object of a POST. Every error is an *Error, upon which the socket
 // must be closed. The caller limits the size of messages.
 func ParseMessage(subprotocol string, text []byte) (Message, error) {
+	return parseMessage(subprotocol, text, readDocument)
+}
+
+func parseMessage(subprotocol string, text []byte, read documentReader) (Message, error) {
 	if subprotocol != TransportWS && subprotocol != LegacyWS {
 		return Message{}, refuse(UnsupportedSubprotocol, "subprotocol %s: speak %s or %s", quote(subprotocol), TransportWS, LegacyWS)
 	}
@@ -97,11 +101,11 @@ func ParseMessage(subprotocol string, text []byte) (Message, error) {
 	if kind.id && id == "" {
 		return Message{}, refuse(WrongType, "message of type %q needs an id, a string", typ)
 	}
-	return kind.message(typ, id, payload)
+	return kind.message(typ, id, payload, read)
 }
 
 // message reads the payload, which is valid JSON or "", and writes the message.
-func (k messageKind) message(typ, id, payload string) (Message, error) {
+func (k messageKind) message(typ, id, payload string, read documentReader) (Message, error) {
 	m := Message{Type: typ}
 	r := &reader{text: payload, depth: 1}
 	r.out = appendString(append(r.out, `{"type":`...), typ)
@@ -114,7 +118,7 @@ func (k messageKind) message(typ, id, payload string) (Message, error) {
 	case k.operation && payload == "":
 		return Message{}, refuse(MissingDocument, "message of type %q without a payload", typ)
 	case k.operation:
-		op, err := readEnvelope(r)
+		op, err := readEnvelope(r, read)
 		if err != nil {
 			return Message{}, err
 		}

@@ -135,7 +135,7 @@ func (e *exchange) classify(ctx context.Context, a asked, r ruling, contentType,
 		}
 	}
 	path, query, _ := strings.Cut(r.target, "?")
-	res, err := graphql.Parse(graphql.Input{
+	res, err := e.c.relay.documents.Parse(graphql.Input{
 		Method: a.method, RawQuery: query, ContentType: contentType, ContentEncoding: contentEncoding,
 		Body: text, MaxBody: most,
 	})

@@ -87,7 +87,7 @@ func (e *exchange) observe(ctx context.Context, a asked, r ruling, contentType, 
 	default:
 		return r
 	}
-	res, err := graphql.Parse(graphql.Input{
+	res, err := e.c.relay.documents.Parse(graphql.Input{
 		Method: a.method, RawQuery: query, ContentType: contentType, ContentEncoding: contentEncoding,
 		Body: text, MaxBody: rules.LearnMaxBody,
 	})
@@ -152,7 +152,7 @@ func (ws *webSocket) learn(ctx context.Context, m *exchange, facts rules.Request
 	case err != nil:
 		return err
 	}
-	parsed, err := graphql.ParseMessage(ws.server.Subprotocol(), text)
+	parsed, err := ws.e.c.relay.documents.ParseMessage(ws.server.Subprotocol(), text)
 	switch {
 	case err != nil:
 		m.fail("not readable as GraphQL: " + err.Error())

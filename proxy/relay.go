@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"weir/audit"
+	"weir/graphql"
 	"weir/rules"
 )
 
@@ -57,6 +58,10 @@ type Relay struct {
 	requests gauge
 	buffered gauge
 	buffers  sync.Pool // of *[relayBuffer]byte
+
+	// documents remembers what this container's GraphQL documents ask for, so
+	// that no other container can make it forget them.
+	documents graphql.Classifier
 
 	// generation counts calls of Rejudge; see Server.generation.
 	generation atomic.Uint64

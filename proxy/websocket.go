@@ -15,7 +15,6 @@ import (
 
 	"github.com/coder/websocket"
 
-	"weir/graphql"
 	"weir/rules"
 )
 
@@ -341,7 +340,7 @@ func (ws *webSocket) message(ctx context.Context, kind websocket.MessageType, me
 		m.refuse(d)
 		return ws.deny(m)
 	}
-	parsed, err := graphql.ParseMessage(ws.server.Subprotocol(), text)
+	parsed, err := c.relay.documents.ParseMessage(ws.server.Subprotocol(), text)
 	if err != nil {
 		m.refuse(unreadable(d, method, err))
 		return ws.deny(m)
