@@ -144,6 +144,20 @@ func (c *Client) Kill(ctx context.Context, container string, id uint64) error {
 	return c.call(ctx, "DELETE", "/v1/flows/"+url.PathEscape(container)+"/"+strconv.FormatUint(id, 10), nil, nil)
 }
 
+// Questions lists what waits for a person's answer; "" is of all containers.
+func (c *Client) Questions(ctx context.Context, container string) (list []Question, err error) {
+	path := "/v1/questions"
+	if container != "" {
+		path += "?container=" + url.QueryEscape(container)
+	}
+	return list, c.call(ctx, "GET", path, nil, &list)
+}
+
+// Answer answers a question.
+func (c *Client) Answer(ctx context.Context, id string, r AnswerRequest) (a Answered, err error) {
+	return a, c.call(ctx, "POST", "/v1/questions/"+url.PathEscape(id), r, &a)
+}
+
 // Names lists the names that a container resolved and that still count.
 func (c *Client) Names(ctx context.Context, container string) (list []Name, err error) {
 	return list, c.call(ctx, "GET", "/v1/dns/"+url.PathEscape(container), nil, &list)

@@ -11,7 +11,7 @@ func attachmentOf(s session.Status) Attachment {
 	a := Attachment{
 		ContainerID: s.ContainerID, Name: s.Name, NetNS: s.NetNS, AttachedAt: s.AttachedAt, State: "attached",
 		Interfaces: []string{}, ClosedConnections: []ClosedConnection{}, Warnings: s.Warnings,
-		SessionID: s.Session, Mode: mode(s.AllowAll), Flows: s.Flows, Denied: s.Denied,
+		SessionID: s.Session, Mode: mode(s.AllowAll, s.Ask), Flows: s.Flows, Denied: s.Denied,
 	}
 	if s.Waiting {
 		a.State = "waiting"
@@ -25,16 +25,19 @@ func attachmentOf(s session.Status) Attachment {
 	return a
 }
 
-func mode(allowAll bool) string {
-	if allowAll {
+func mode(allowAll, ask bool) string {
+	switch {
+	case allowAll:
 		return "learning"
+	case ask:
+		return "asking"
 	}
 	return "enforce"
 }
 
 func sessionOf(s session.Session) Session {
 	return Session{
-		ID: s.ID, Container: s.Container, CreatedAt: s.Created, ExpiresAt: s.Expires, AllowAll: s.AllowAll,
+		ID: s.ID, Container: s.Container, CreatedAt: s.Created, ExpiresAt: s.Expires, AllowAll: s.AllowAll, Ask: s.Ask,
 		InspectHosts: s.Inspect, Current: s.Current, RulesCreated: s.RuleCount(), Labels: s.Labels, Warnings: s.Warnings,
 	}
 }

@@ -95,9 +95,9 @@ func (l liveCollector) Collect(to chan<- prometheus.Metric) {
 		attached[attachmentOf(a).State]++
 		flows += a.Flows
 	}
-	sessions := map[string]int{"enforce": 0, "learning": 0}
+	sessions := map[string]int{"enforce": 0, "asking": 0, "learning": 0}
 	for _, s := range l.conductor.Sessions() {
-		sessions[mode(s.AllowAll)]++
+		sessions[mode(s.AllowAll, s.Ask)]++
 	}
 	gauge := func(d *prometheus.Desc, n int, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)

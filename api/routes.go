@@ -108,6 +108,7 @@ func (s *Server) routes(api huma.API) {
 
 	s.learning(api)
 	s.flowRoutes(api)
+	s.questionRoutes(api)
 
 	route(api, "GET", "/v1/ca", "The interception authority", s.ca)
 	route(api, "PUT", "/v1/ca/{container}", "Make the programs in a container trust the authority", s.installCA)
@@ -163,7 +164,7 @@ func (s *Server) detach(ctx context.Context, in *containerPath) (*struct{}, erro
 func (s *Server) createSession(ctx context.Context, in *in[SessionRequest]) (*out[Session], error) {
 	b := in.Body
 	spec := session.Spec{
-		ID: b.ID, Container: b.Container, AllowAll: b.AllowAll, Inspect: b.InspectHosts, Labels: b.Labels,
+		ID: b.ID, Container: b.Container, AllowAll: b.AllowAll, Ask: b.Ask, Inspect: b.InspectHosts, Labels: b.Labels,
 		TTL: seconds(b.TTLSeconds),
 	}
 	for _, r := range b.NetworkRules {
@@ -315,7 +316,7 @@ func (s *Server) policy(ctx context.Context, in *containerPath) (*out[EffectiveP
 		return nil, answer(err)
 	}
 	p := EffectivePolicy{
-		Container: effective.Container, SessionID: effective.Session, Mode: mode(effective.AllowAll),
+		Container: effective.Container, SessionID: effective.Session, Mode: mode(effective.AllowAll, effective.Ask),
 		Rules: []Rule{}, Documents: effective.Documents,
 	}
 	for _, r := range effective.Rules {
@@ -368,7 +369,7 @@ func (s *Server) uninstallCA(ctx context.Context, in *containerPath) (*struct{},
 type EventParams struct {
 	Container string    `query:"container" doc:"id or name"`
 	Verdict   string    `query:"verdict" enum:"allow,deny"`
-	Type      string    `query:"type" enum:"dns,connect,http,graphql,lifecycle,tamper,limit"`
+	Type      string    `query:"type" enum:"dns,connect,http,graphql,lifecycle,tamper,limit,ask"`
 	Since     time.Time `query:"since" doc:"RFC 3339"`
 	Cursor    string    `query:"cursor" doc:"next_cursor of the page before"`
 	Limit     int       `query:"limit" minimum:"1" maximum:"10000" default:"100"`

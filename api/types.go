@@ -41,7 +41,7 @@ type Attachment struct {
 	Warnings          []string           `json:"warnings,omitempty"`
 
 	SessionID string `json:"session_id,omitempty" doc:"the current session"`
-	Mode      string `json:"mode" enum:"enforce,learning"`
+	Mode      string `json:"mode" enum:"enforce,asking,learning"`
 	Flows     int    `json:"flows" doc:"live connections"`
 	Denied    int64  `json:"denied" doc:"refusals since the daemon started"`
 }
@@ -69,6 +69,7 @@ type SessionRequest struct {
 	Container    string            `json:"container" minLength:"1" doc:"literal id or name; need not be attached yet"`
 	TTLSeconds   int64             `json:"ttl_seconds,omitempty" doc:"default 900, at most 86400"`
 	AllowAll     bool              `json:"allow_all,omitempty" doc:"learning mode: let everything pass and record it"`
+	Ask          bool              `json:"ask,omitempty" doc:"hold what only the default deny refuses, and ask a person; not with allow_all"`
 	InspectHosts []string          `json:"inspect_hosts,omitempty" doc:"HOST or HOST:PORT: whose requests learning mode looks at, which takes clients that trust the authority; only with allow_all"`
 	NetworkRules []SessionRule     `json:"network_rules,omitempty"`
 	Policy       PolicyText        `json:"policy,omitempty" doc:"a policy document, as an object or as YAML in a string"`
@@ -82,6 +83,7 @@ type Session struct {
 	CreatedAt    time.Time         `json:"created_at"`
 	ExpiresAt    time.Time         `json:"expires_at"`
 	AllowAll     bool              `json:"allow_all"`
+	Ask          bool              `json:"ask"`
 	InspectHosts []string          `json:"inspect_hosts,omitempty"`
 	Current      bool              `json:"current" doc:"whether this is the session that counts for its container now"`
 	RulesCreated int               `json:"rules_created"`
@@ -268,7 +270,7 @@ type EventPage struct {
 type EffectivePolicy struct {
 	Container string `json:"container"`
 	SessionID string `json:"session_id,omitempty"`
-	Mode      string `json:"mode" enum:"enforce,learning"`
+	Mode      string `json:"mode" enum:"enforce,asking,learning"`
 	Rules     []Rule `json:"rules" doc:"in the order in which they are asked: layer by layer"`
 	// Documents are the policy documents in force, as YAML, by layer.
 	Documents map[string]string `json:"documents,omitempty"`

@@ -17,6 +17,7 @@ const (
 	Lifecycle Type = "lifecycle"
 	Tamper    Type = "tamper"
 	Limit     Type = "limit"
+	Ask       Type = "ask" // a person was asked, has answered, or has not
 )
 
 // Event is one entry of the audit trail. Every decision yields exactly one.
@@ -29,7 +30,7 @@ type Event struct {
 	ContainerID   string    `json:"container_id"`
 	ContainerName string    `json:"container_name"`
 	SessionID     string    `json:"session_id,omitempty"`
-	Verdict       string    `json:"verdict,omitempty"` // allow or deny; empty on lifecycle
+	Verdict       string    `json:"verdict,omitempty"` // allow or deny; empty while nothing is decided, and on lifecycle
 	Layer         string    `json:"layer,omitempty"`
 	RuleID        string    `json:"rule_id,omitempty"`
 	Reason        string    `json:"reason"`

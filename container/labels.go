@@ -15,6 +15,7 @@ const (
 	LabelAttach   = "weir.attach"            // "true" or "false"
 	LabelPolicy   = "weir.session.policy"    // absolute path of a policy file on the host
 	LabelAllowAll = "weir.session.allow-all" // "true" or "false"
+	LabelAsk      = "weir.session.ask"       // "true" or "false"
 	LabelTTL      = "weir.session.ttl"       // a duration, at most 24h
 )
 
@@ -30,6 +31,7 @@ type SessionLabels struct {
 	Session    bool
 	PolicyFile string        // "" when not given
 	AllowAll   bool          // learning mode
+	Ask        bool          // ask a person about what only the default deny refuses
 	TTL        time.Duration // 0 when not given
 }
 
@@ -51,6 +53,8 @@ func ParseLabels(labels map[string]string) (SessionLabels, error) {
 			s.Attach, err = parseBool(value)
 		case LabelAllowAll:
 			s.AllowAll, err = parseBool(value)
+		case LabelAsk:
+			s.Ask, err = parseBool(value)
 		case LabelPolicy:
 			if s.PolicyFile = value; !filepath.IsAbs(value) {
 				err = errors.New("want the absolute path of a policy file on the host")
@@ -60,7 +64,7 @@ func ParseLabels(labels map[string]string) (SessionLabels, error) {
 				err = errors.New("want a duration from 1s to 24h, such as 15m")
 			}
 		default:
-			err = fmt.Errorf("unknown label; there are %s, %s, %s and %s", LabelAttach, LabelPolicy, LabelAllowAll, LabelTTL)
+			err = fmt.Errorf("unknown label; there are %s, %s, %s, %s and %s", LabelAttach, LabelPolicy, LabelAllowAll, LabelAsk, LabelTTL)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("label %s=%q: %w", key, value, err))
@@ -68,6 +72,9 @@ func ParseLabels(labels map[string]string) (SessionLabels, error) {
 	}
 	if s.Session && !s.Attach && len(errs) == 0 {
 		errs = append(errs, fmt.Errorf("labels weir.session.* without %s=true have no effect; add it or take them away", LabelAttach))
+	}
+	if s.Ask && s.AllowAll {
+		errs = append(errs, fmt.Errorf("labels %s and %s: learning mode refuses nothing that could be asked about; set one of them", LabelAllowAll, LabelAsk))
 	}
 	if len(errs) > 0 {
 		return SessionLabels{}, errors.Join(errs...)

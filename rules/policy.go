@@ -25,6 +25,9 @@ type Stack struct {
 	Layers []*Layer
 	// AllowAll is the current session's learning mode.
 	AllowAll bool
+	// Ask: decisions say what a person could allow; see Decision.Askable.
+	// AllowAll comes before it.
+	Ask bool
 	// Inspect are the hosts whose requests learning mode looks at, from
 	// InspectLayer. nil: none. Without AllowAll it says nothing.
 	Inspect *Layer
@@ -38,6 +41,7 @@ type Stack struct {
 type Policy struct {
 	layers   []*Layer
 	allowAll bool
+	asks     bool
 	session  string
 	guard    Guard
 	learning string  // the reason of what learning mode allows
@@ -50,7 +54,7 @@ var precedence = [...]Source{Global, Session, Builtin}
 // Compile makes a Policy. It is cheap: layers are indexed already and are
 // shared by all the policies that they are in.
 func Compile(s Stack) *Policy {
-	p := &Policy{allowAll: s.AllowAll, session: s.Session, guard: s.Guard}
+	p := &Policy{allowAll: s.AllowAll, asks: s.Ask && !s.AllowAll, session: s.Session, guard: s.Guard}
 	for _, l := range s.Layers {
 		if l != nil {
 			p.layers = append(p.layers, l)
@@ -74,6 +78,9 @@ func (p *Policy) Session() string { return p.session }
 
 // AllowAll reports whether the policy is in learning mode.
 func (p *Policy) AllowAll() bool { return p.allowAll }
+
+// Asks reports whether decisions of the policy say what a person could allow.
+func (p *Policy) Asks() bool { return p != nil && p.asks }
 
 // Layers returns the layers in order of precedence. They must not be changed.
 func (p *Policy) Layers() []*Layer { return p.layers }

@@ -50,6 +50,8 @@ const (
 	Default Source = "default"
 	// AllowAll is the layer of decisions made by learning mode.
 	AllowAll Source = "allow_all"
+	// Asked is the layer of decisions that a person made about one flow.
+	Asked Source = "asked"
 	// AddressGuard is the layer of refusals of never-dialled addresses.
 	AddressGuard Source = "guard"
 )
@@ -93,6 +95,8 @@ type SessionState struct {
 	TTL       time.Duration // what a heartbeat without a ttl extends it by
 	Ended     bool
 	AllowAll  bool
+	// Ask: a person is asked about what only the default deny refuses.
+	Ask bool
 	// Inspect are hosts whose requests learning mode looks at; see
 	// CanonicalInspectHost.
 	Inspect  []string
@@ -213,6 +217,12 @@ type Decision struct {
 	// Audit: enforcement would have denied; let through because the
 	// endpoint's mode is audit. Would carries the denial.
 	Audit bool
+
+	// Askable, with Deny and in a policy that asks: nothing but the default
+	// refused, and a rule that allows what was wanted (AllowRule) would have let
+	// it pass. Never said at Connect, where Inspect stands in its place, nor of
+	// UDP.
+	Askable bool
 
 	// Would is what the layered rules would have said, in learning and audit.
 	Would *Decision

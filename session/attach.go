@@ -27,6 +27,7 @@ type Status struct {
 	Warnings    []string
 	Session     string // current, or ""
 	AllowAll    bool
+	Ask         bool
 	Flows       int
 	Denied      int64
 }
@@ -35,7 +36,7 @@ func (a *attachment) status() Status {
 	p := a.policy.Load()
 	s := Status{
 		ContainerID: a.ID, Name: a.Name, NetNS: a.netnsID.String(), AttachedAt: a.since, Waiting: a.live == nil,
-		Warnings: a.warnings, Session: p.Session(), AllowAll: p.AllowAll(), Denied: a.denied.Load(),
+		Warnings: a.warnings, Session: p.Session(), AllowAll: p.AllowAll(), Ask: p.Asks(), Denied: a.denied.Load(),
 	}
 	if l := a.live; l != nil {
 		s.Interfaces, s.Closed, s.Flows = l.kernel.Interfaces(), l.closed, len(l.proxy.Flows())
@@ -371,6 +372,7 @@ type Effective struct {
 	Container string
 	Session   string // current, or ""
 	AllowAll  bool
+	Ask       bool
 	Rules     []ListedRule // in the order in which they are asked
 	// Documents are the inspected endpoints in force as YAML, by layer.
 	Documents map[string]string
@@ -389,7 +391,7 @@ func (c *Conductor) Policy(ctx context.Context, ref string) (Effective, error) {
 
 func (c *Conductor) effective(a *attachment) (e Effective, err error) {
 	p := a.policy.Load()
-	e = Effective{Container: a.ID, Session: p.Session(), AllowAll: p.AllowAll(), Documents: map[string]string{}}
+	e = Effective{Container: a.ID, Session: p.Session(), AllowAll: p.AllowAll(), Ask: p.Asks(), Documents: map[string]string{}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range p.Layers() {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/net/publicsuffix"
 
+	"weir/ask"
 	"weir/audit"
 	"weir/container"
 	"weir/dnsmap"
@@ -51,6 +52,8 @@ type Config struct {
 	// ProxyLimits and DNSLimits bound every container; zero fields are defaults.
 	ProxyLimits proxy.Limits
 	DNSLimits   dnsmap.Limits
+	// Questions bounds what people are asked; zero fields are defaults.
+	Questions ask.Limits
 	// Retention bounds the audit trail.
 	Retention store.Retention
 	// Now is the clock; nil is time.Now.
@@ -66,6 +69,9 @@ type Conductor struct {
 	log    *audit.Log
 	logger *slog.Logger
 	now    func() time.Time
+
+	// questions has a lock of its own, and takes none of those below.
+	questions ask.Book
 
 	// attaching serialises what installs and removes attachments. It is taken
 	// before mu and held over kernel work, never over a runtime's answer.
@@ -113,6 +119,7 @@ func New(ctx context.Context, config Config) (*Conductor, error) {
 		attachments: map[string]*attachment{}, used: map[string]time.Time{}, fresh: map[string]time.Time{},
 		woken: make(chan struct{}, 1),
 	}
+	c.questions.Limits, c.questions.Tell, c.questions.Now = config.Questions, c.told, config.Now
 	if err := c.load(ctx); err != nil {
 		return nil, err
 	}
@@ -253,7 +260,7 @@ func (c *Conductor) compile(a *attachment, now time.Time) {
 	stack := rules.Stack{Layers: []*rules.Layer{c.globalLayer, builtinLayer}, Guard: c.guard}
 	if s := rules.Current(c.sessions, a.who(), now); s != nil {
 		stack.Layers = append(stack.Layers, c.layers[s.ID])
-		stack.AllowAll, stack.Session = s.AllowAll, s.ID
+		stack.AllowAll, stack.Ask, stack.Session = s.AllowAll, s.Ask, s.ID
 		var err error
 		if stack.Inspect, err = rules.InspectLayer(s.Inspect); err != nil {
 			// Checked when the session was made: nothing is looked into.

@@ -273,7 +273,7 @@ func (c *Conductor) AttachStarting(ctx context.Context, id string, pid int) (Sta
 
 // labelSession opens the session that a container's labels ask for.
 func (c *Conductor) labelSession(ctx context.Context, found container.Container, labels container.SessionLabels) error {
-	spec := Spec{ID: "label-" + found.ShortID(), Container: found.ID, TTL: labels.TTL, AllowAll: labels.AllowAll}
+	spec := Spec{ID: "label-" + found.ShortID(), Container: found.ID, TTL: labels.TTL, AllowAll: labels.AllowAll, Ask: labels.Ask}
 	if labels.PolicyFile != "" {
 		text, err := os.ReadFile(labels.PolicyFile)
 		if err != nil {

@@ -27,6 +27,7 @@ type Spec struct {
 	Container string        // id, unique id prefix or name; need not be attached yet
 	TTL       time.Duration // 0 is DefaultTTL; at most MaxTTL
 	AllowAll  bool
+	Ask       bool         // hold what only the default deny refuses, and ask a person; not with AllowAll
 	Inspect   []string     // HOST or HOST:PORT: whose requests learning mode looks at; only with AllowAll
 	Rules     []rules.Rule // action "" is allow
 	Policy    []byte       // policy document, YAML or JSON; nil: none
@@ -65,7 +66,10 @@ func (c *Conductor) CreateSession(ctx context.Context, spec Spec) (Session, erro
 	}
 	s := rules.SessionState{
 		ID: spec.ID, Created: now, Expires: now.Add(spec.TTL), TTL: spec.TTL,
-		AllowAll: spec.AllowAll, Labels: spec.Labels,
+		AllowAll: spec.AllowAll, Ask: spec.Ask, Labels: spec.Labels,
+	}
+	if s.Ask && s.AllowAll {
+		return Session{}, invalid("ask and allow_all: learning mode refuses nothing that could be asked about; give one of them")
 	}
 	var err error
 	if s.Inspect, err = inspectHosts(spec.Inspect); err != nil {
@@ -147,8 +151,11 @@ func (c *Conductor) CreateSession(ctx context.Context, spec Spec) (Session, erro
 
 func describe(s *rules.SessionState) string {
 	mode := "enforce"
-	if s.AllowAll {
+	switch {
+	case s.AllowAll:
 		mode = "learning"
+	case s.Ask:
+		mode = "asking"
 	}
 	return fmt.Sprintf("%s, %d rules, until %s", mode, len(sessionRules(s)), s.Expires.UTC().Format(time.RFC3339))
 }

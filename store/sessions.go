@@ -30,7 +30,7 @@ type SessionFilter struct {
 	LiveAt    time.Time // only sessions that are live then; zero: all
 }
 
-const sessionColumns = `seq, id, container, created, expires, ttl, ended, allow_all, policy_name, policy_text, labels, inspect`
+const sessionColumns = `seq, id, container, created, expires, ttl, ended, allow_all, ask, policy_name, policy_text, labels, inspect`
 
 func scanSession(rows interface{ Scan(...any) error }) (Session, error) {
 	var (
@@ -40,7 +40,7 @@ func scanSession(rows interface{ Scan(...any) error }) (Session, error) {
 		ttl                     int64
 	)
 	if err := rows.Scan(&s.Seq, &s.ID, &s.Container, &created, &expires, &ttl, &ended, &s.AllowAll,
-		&s.PolicyName, &s.PolicyText, &labels, &inspect); err != nil {
+		&s.Ask, &s.PolicyName, &s.PolicyText, &labels, &inspect); err != nil {
 		return s, err
 	}
 	s.TTL = time.Duration(ttl) * time.Microsecond
@@ -90,12 +90,12 @@ func (s *Store) PutSession(ctx context.Context, session Session, now time.Time) 
 		}
 		var seq int64
 		err := tx.QueryRowContext(ctx, `INSERT INTO sessions
-			(id, container, created, expires, ttl, allow_all, policy_name, policy_text, labels, inspect) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+			(id, container, created, expires, ttl, allow_all, ask, policy_name, policy_text, labels, inspect) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (id) DO UPDATE SET container = excluded.container, expires = excluded.expires, ttl = excluded.ttl,
-				allow_all = excluded.allow_all, policy_name = excluded.policy_name, policy_text = excluded.policy_text,
+				allow_all = excluded.allow_all, ask = excluded.ask, policy_name = excluded.policy_name, policy_text = excluded.policy_text,
 				labels = excluded.labels, inspect = excluded.inspect
 			RETURNING seq`,
-			session.ID, session.Container, micros(session.Created), micros(session.Expires), session.TTL.Microseconds(), session.AllowAll,
+			session.ID, session.Container, micros(session.Created), micros(session.Expires), session.TTL.Microseconds(), session.AllowAll, session.Ask,
 			session.PolicyName, session.PolicyText, labels, inspect).Scan(&seq)
 		if err != nil {
 			return err
@@ -224,6 +224,31 @@ func (s *Store) SetInspect(ctx context.Context, id string, hosts []string, now t
 		return liveSession(id, changed(tx.ExecContext(ctx,
 			`UPDATE sessions SET inspect = ? WHERE id = ? AND ended IS NULL AND expires > ?`, text, id, micros(now))))
 	})
+}
+
+// AddSessionRule adds a rule to a live session; it expires with it. The rule
+// must be canonical and without Endpoint, Created is required; ID, Order,
+// Source, SessionID and Expires are not looked at. ErrNotFound if there is no
+// session with this id that is live at now.
+func (s *Store) AddSessionRule(ctx context.Context, id string, r rules.Rule, now time.Time) (Rule, error) {
+	var added Rule
+	err := s.write(ctx, "adding a rule to a session", synced, func(ctx context.Context, tx *sql.Tx) error {
+		var seq int64
+		err := tx.QueryRowContext(ctx, `SELECT seq FROM sessions WHERE id = ? AND ended IS NULL AND expires > ?`, id, micros(now)).Scan(&seq)
+		if errors.Is(err, sql.ErrNoRows) {
+			return liveSession(id, ErrNotFound)
+		}
+		if err != nil {
+			return err
+		}
+		n, err := insertRule(ctx, tx, sql.NullInt64{Int64: seq, Valid: true}, sql.NullInt64{}, r)
+		if err != nil {
+			return err
+		}
+		added, err = ruleByNumber(ctx, tx, n)
+		return err
+	})
+	return added, err
 }
 
 // inspectText is how a session's hosts to look into are kept.

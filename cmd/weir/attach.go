@@ -22,6 +22,7 @@ type sessionFlags struct {
 	id       string
 	ttl      time.Duration
 	allowAll bool
+	ask      bool
 	inspect  []string
 	policy   string
 	allow    []string
@@ -33,6 +34,7 @@ func (f *sessionFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.DurationVar(&f.ttl, "ttl", 15*time.Minute, "how long the session lives without a heartbeat, at most 24h")
 	flags.BoolVar(&f.allowAll, "allow-all", false, "learning: let everything pass and record it")
+	flags.BoolVar(&f.ask, "ask", false, "hold what no rule decides, and ask a person (see 'weir ask'); denied after 30 seconds")
 	flags.StringArrayVar(&f.inspect, "inspect", nil, "while learning, look at the requests to `HOST[:PORT]`; repeatable (see 'weir ca install')")
 	flags.StringVar(&f.policy, "policy", "", "policy document, a YAML or JSON `FILE`")
 	flags.StringArrayVar(&f.allow, "allow", nil, "allow `DEST[:PORTS][/udp]`: a name, *.name, an address or CIDR; repeatable")
@@ -42,7 +44,7 @@ func (f *sessionFlags) register(cmd *cobra.Command) {
 
 // request turns the flags into an API request for container.
 func (f *sessionFlags) request(container string) (api.SessionRequest, error) {
-	r := api.SessionRequest{ID: f.id, Container: container, AllowAll: f.allowAll, InspectHosts: f.inspect}
+	r := api.SessionRequest{ID: f.id, Container: container, AllowAll: f.allowAll, Ask: f.ask, InspectHosts: f.inspect}
 	if f.ttl < time.Second || f.ttl%time.Second != 0 {
 		return r, usage("--ttl %s: want whole seconds, at least one", f.ttl)
 	}
@@ -99,12 +101,13 @@ Without a session option nothing is allowed but what global rules allow.
 Connections that were open before are cut and listed.`,
 		Example: `  sudo weir attach web
   sudo weir attach web --allow-all --ttl 1h
+  sudo weir attach web --ask
   sudo weir attach web --allow github.com:443 --allow '*.packages.example:443'
   sudo weir attach web --policy github.yaml`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			wantSession := false
-			for _, name := range []string{"ttl", "allow-all", "inspect", "policy", "allow", "deny", "session", "label"} {
+			for _, name := range []string{"ttl", "allow-all", "ask", "inspect", "policy", "allow", "deny", "session", "label"} {
 				wantSession = wantSession || cmd.Flags().Changed(name)
 			}
 			request, err := f.request(args[0])
@@ -134,8 +137,8 @@ Connections that were open before are cut and listed.`,
 					return fmt.Errorf("%s stays attached as it was, its session was refused: %w", a.Name, err)
 				}
 				out.Session, out.SessionID = &s, s.ID
-				if s.AllowAll {
-					out.Mode = "learning"
+				if s.Current {
+					out.Mode = sessionMode(s)
 				}
 			}
 			return c.print(cmd.OutOrStdout(), out, func(w io.Writer) {

@@ -96,7 +96,7 @@ network or environment.
 	}
 	root.AddCommand(
 		newServe(c), newAttach(c), newDetach(c), newPs(c), newSession(c), newRule(c), newPolicy(c), newCA(c),
-		newTest(c), newExplain(c), newLearn(c), newEvents(c), newDNS(c), newFlows(c), newKill(c), newDoctor(c), newVersion(c), newOCIRuntime(c), newOCIHook(c), newUpgrade(c), newSelftest(c),
+		newTest(c), newExplain(c), newAsk(c), newLearn(c), newEvents(c), newDNS(c), newFlows(c), newKill(c), newDoctor(c), newVersion(c), newOCIRuntime(c), newOCIHook(c), newUpgrade(c), newSelftest(c),
 	)
 	for _, cmd := range root.Commands() {
 		explainUsage(cmd)

@@ -136,8 +136,11 @@ func describeSession(s api.Session) string {
 }
 
 func sessionMode(s api.Session) string {
-	if s.AllowAll {
+	switch {
+	case s.AllowAll:
 		return "learning"
+	case s.Ask:
+		return "asking"
 	}
 	return "enforce"
 }
