@@ -232,7 +232,7 @@ func TestNewerDatabaseIsRefused(t *testing.T) {
 	if !errors.As(err, &newer) || newer.Have != 99 {
 		t.Fatalf("Open = %v, want a NewerError of version 99", err)
 	}
-	for _, want := range []string{s.Path(), "version 99", "up to 2", "backup"} {
+	for _, want := range []string{s.Path(), "version 99", "up to 3", "backup"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error %q does not say %q", err, want)
 		}
