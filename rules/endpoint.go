@@ -128,12 +128,12 @@ func (r *RequestRule) allows(method string, t *target) bool {
 }
 
 // denies is the counterpart of allows: one value of a repeated parameter is
-// enough, and so is either reading of an encoded slash.
+// enough, and so is one reading of the path.
 func (r *RequestRule) denies(method string, t *target) bool {
 	if !r.coversMethod(method) {
 		return false
 	}
-	if r.Path != "" && !matchPath(r.Path, t.path) && (t.slashed == "" || !matchPath(r.Path, t.slashed)) {
+	if r.Path != "" && !t.could(r.Path) {
 		return false
 	}
 	for key, patterns := range r.Query {

@@ -15,7 +15,8 @@ import (
 //
 // The endpoints whose path matches with the most literal characters say what
 // is allowed; what any endpoint with a matching path denies stays denied, and
-// where no path matches the request is denied.
+// where no path matches the request is denied. So it is where one that matches
+// but for a slash at the end of the request's path would have said more.
 //
 // The decision's Rule is the one of offered that made it; Path is the target
 // to send, whatever the verdict, unless the target could not be read.
@@ -55,7 +56,11 @@ type requestJudge struct {
 }
 
 func (j *requestJudge) judge(offered []*Rule) Decision {
-	chosen, denying := j.choose(offered)
+	chosen, denying, closer := j.choose(offered)
+	if closer != nil {
+		return j.deny(closer, fmt.Sprintf("%s: many servers take it for %s, for which network_policies.%s has an endpoint of its own (path: %s); let that cover both, as in path: \"%s{,/}\"",
+			j.what(), j.target.bare, closer.Endpoint.Policy, closer.Endpoint.Path, closer.Endpoint.Path))
+	}
 	if len(chosen) == 0 {
 		return j.deny(nil, fmt.Sprintf("%s: no endpoint for this host covers the path %s", j.what(), j.target.path))
 	}
@@ -95,26 +100,30 @@ func (j *requestJudge) judge(offered []*Rule) Decision {
 }
 
 // choose returns the rules that say what is allowed, and all those whose path
-// matches, which may deny.
-func (j *requestJudge) choose(offered []*Rule) (chosen, denying []*Rule) {
-	best := -1
+// some server may take the request's for, which may deny. closer is one of an
+// inspected endpoint that would be chosen if the path ended without its slash.
+func (j *requestJudge) choose(offered []*Rule) (chosen, denying []*Rule, closer *Rule) {
+	best, closest := -1, -1
 	for _, o := range offered {
 		e := o.Endpoint
 		if e == nil {
 			continue
 		}
 		exact := e.Path == "" || matchPath(e.Path, j.target.path)
-		if !exact && (j.target.slashed == "" || !matchPath(e.Path, j.target.slashed)) {
+		if !exact && !j.target.could(e.Path) {
 			j.step(o, false, false, fmt.Sprintf("path %s does not match %s", e.Path, j.target.path))
 			continue
 		}
 		denying = append(denying, o)
-		if !exact {
-			continue
-		}
 		rank := 0
 		if e.Path != "" {
 			rank = globLiterals(e.Path)
+		}
+		if !exact {
+			if e.Inspected() && rank > closest && j.target.bare != "" && matchPath(e.Path, j.target.bare) {
+				closest, closer = rank, o
+			}
+			continue
 		}
 		if rank > best {
 			best, chosen = rank, nil
@@ -122,6 +131,9 @@ func (j *requestJudge) choose(offered []*Rule) (chosen, denying []*Rule) {
 		if rank == best {
 			chosen = append(chosen, o)
 		}
+	}
+	if best >= closest {
+		closer = nil
 	}
 	// Of equals, inspected endpoints come before uninspected ones, as inspected
 	// allow rules come before plain ones.
@@ -131,11 +143,13 @@ func (j *requestJudge) choose(offered []*Rule) (chosen, denying []*Rule) {
 	for _, o := range denying {
 		if slices.Contains(chosen, o) {
 			j.step(o, true, true, fmt.Sprintf("its path matches %s with the most literal characters", j.target.path))
+		} else if o.Endpoint.Path != "" && !matchPath(o.Endpoint.Path, j.target.path) {
+			j.step(o, true, o == closer, "its path matches as some servers read the request's; only what it denies counts")
 		} else {
 			j.step(o, true, false, "another endpoint matches the path with more literal characters; only what this one denies counts")
 		}
 	}
-	return chosen, denying
+	return chosen, denying, closer
 }
 
 // badSlash returns why an endpoint does not accept the slashes of the path.

@@ -20,6 +20,9 @@ type target struct {
 	// slashed is path with encoded slashes decoded too, for denials: some
 	// servers take them for separators. "" when there are none.
 	slashed string
+	// bare is path without the slash it ends in, for denials: many servers
+	// take the two for the same. "" when it does not end in one.
+	bare string
 	// literalEscape: after decoding, path holds "%2F" as text, as if it were
 	// an encoded slash that was kept.
 	literalEscape bool
@@ -136,6 +139,19 @@ func (t *target) setPath(segments []string) {
 	if s := slashed.String(); s != t.path {
 		t.slashed = s
 	}
+	t.bare, _ = strings.CutSuffix(t.path, "/")
+	if t.bare == t.path {
+		t.bare = ""
+	}
+}
+
+// could reports whether some server may take the path for one that matches a
+// pattern from normalPathGlob.
+func (t *target) could(pattern string) bool {
+	if matchPath(pattern, t.path) || t.bare != "" && matchPath(pattern, t.bare) {
+		return true
+	}
+	return t.slashed != "" && (matchPath(pattern, t.slashed) || matchPath(pattern, strings.TrimSuffix(t.slashed, "/")))
 }
 
 // parseQuery returns the query re-serialised and its values. Spaces become
