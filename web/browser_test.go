@@ -115,12 +115,19 @@ func eval[T any](b *tab, expression string) T {
 	return v
 }
 
-// wait waits until an expression is true.
+// wait waits until an expression is true. A page that goes away while it is
+// looked at is looked at again.
 func (b *tab) wait(what, expression string) {
 	b.t.Helper()
-	for deadline := time.Now().Add(patience); !eval[bool](b, expression); {
-		if time.Now().After(deadline) {
-			b.t.Fatalf("waiting until %s:\n%s", what, b.text())
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	for {
+		v, err := chromedp.Run(ctx, chromedp.Evaluate[bool](expression))
+		switch {
+		case v:
+			return
+		case ctx.Err() != nil:
+			b.t.Fatalf("waiting until %s: %v\n%s", what, err, b.text())
 		}
 		<-time.After(20 * time.Millisecond)
 	}
