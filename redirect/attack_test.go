@@ -82,10 +82,7 @@ def frame(dst,src,kind,payload,bypass=False,lo=False):
         s.send(dst+src+kind+payload)
     tried(go)
 V4,V6,ARP=b"\x08\x00",b"\x86\xdd",b"\x08\x06"
-def mac_of(addr):
-    out=subprocess.run(["ip","neigh","show",addr],capture_output=True,text=True).stdout.split()
-    return bytes.fromhex(out[out.index("lladdr")+1].replace(":","")) if "lladdr" in out else b"\xff"*6
-gw,nb=mac_of("172.30.0.1"),bytes.fromhex("020000003003")
+gw,nb=bytes.fromhex(GATEWAY),bytes.fromhex("020000003003")
 outside=["8.8.8.8","198.51.100.1","203.0.113.7","2001:db8:8::8","10.9.0.2"]
 hosts=["172.30.0.1","10.9.0.1","2001:db8:30::1","2001:db8:9::1",HOSTLL+"%eth0","ff02::1%eth0"]
 neighbours=["172.30.0.3","2001:db8:30::3"]
@@ -140,7 +137,9 @@ func newLeakTest(t *testing.T, bridged string) *leakTest {
 func (l *leakTest) run(program string) map[string][]string {
 	l.t.Helper()
 	ll := strings.Fields(l.sh("host", "ip -6 -o addr show dev br0 scope link"))[3]
-	l.python("ct", strings.Replace(attack, "HOSTLL", `"`+strings.Split(ll, "/")[0]+`"`, -1)+program+"\nprint('done')")
+	mac := strings.ReplaceAll(strings.TrimSpace(l.sh("host", "cat /sys/class/net/vct/master/address 2>/dev/null || cat /sys/class/net/vct/address")), ":", "")
+	script := strings.NewReplacer("HOSTLL", `"`+strings.Split(ll, "/")[0]+`"`, "GATEWAY", `"`+mac+`"`).Replace(attack)
+	l.python("ct", script+program+"\nprint('done')")
 	// The attack forges the neighbour's hardware address: without a lock the
 	// bridge then takes the neighbour to be where the attacker is, until it
 	// says something itself.
@@ -257,7 +256,7 @@ frame(b"\0"*6,b"\0"*6,V4,ip("127.0.0.1","127.0.0.11",17,dgram(40000)),lo=True)
 		}
 		return n
 	}
-	script := strings.ReplaceAll(attack, "HOSTLL", `"fe80::1"`) + ask + "\nprint('done')"
+	script := strings.NewReplacer("HOSTLL", `"fe80::1"`, "GATEWAY", `"ffffffffffff"`).Replace(attack) + ask + "\nprint('done')"
 	l.python("ct", script)
 	l.python("ct", word("MIDDLE"))
 	if n := heard("MIDDLE"); n < 4 {

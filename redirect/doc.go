@@ -111,8 +111,9 @@
 //		chain judge {
 //			type filter hook prerouting priority -199;
 //			meta mark & 0x04000000 == 0 accept
-//			icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
-//			ct direction reply ct state established,related meta mark set meta mark & 0xfbffffff accept
+//			icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 daddr ff02::/16 accept
+//			icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } fib daddr type local accept
+//			ct direction reply ct state established meta mark set meta mark & 0xfbffffff accept
 //			drop
 //		}
 //	}
@@ -124,8 +125,10 @@
 //	}
 //
 // Answers to inbound connections pass: published ports, and flows that the
-// daemon itself dials from the host to another container. The mark is taken
-// off what passes, so br_netfilter may be on or off. Bit 0x04000000 of the mark
+// daemon itself dials from the host to another container. Errors about them
+// (ICMP) do not: which connection an error belongs to is said by what it quotes,
+// and a container could speak to whoever has any connection with this host. The
+// mark is taken off what passes, so br_netfilter may be on or off. Bit 0x04000000 of the mark
 // must not be used otherwise on the host.
 //
 // # Limits
@@ -139,6 +142,9 @@
 //     programs without CAP_NET_RAW and CAP_NET_ADMIN.
 //   - Answers to inbound connections are a way out for whoever controls the
 //     other side.
+//   - A closed UDP port does not tell an inbound sender so.
+//   - Neighbours on one bridge see which addresses the container asks for by
+//     ARP: ten bytes a frame that it can choose.
 //   - Connections from before the attach are cut, inbound ones too.
 //   - Multicast, broadcast, UDP of nested namespaces and UDP of sockets that are
 //     bound to an interface are refused.

@@ -143,10 +143,11 @@ func lockIngress(i Interface) chain {
 			continue
 		}
 		ip := a.AsSlice()
-		// RFC 826: sender hardware address at 8, sender protocol address at 14.
+		// RFC 826: sender hardware address at 8, sender protocol address at 14;
+		// 28 bytes in all, and behind them no room for words to a neighbour.
 		rules = append(rules, rule{
-			fmt.Sprintf("@ll,96,16 0x806 @nh,64,48 %s @nh,112,32 %s accept", number(i.mac), number(ip)),
-			match(etherType(unix.ETH_P_ARP), field(8, i.mac), field(14, ip), verdict(expr.VerdictAccept)),
+			fmt.Sprintf("@ll,96,16 0x806 meta length 28 @nh,64,48 %s @nh,112,32 %s accept", number(i.mac), number(ip)),
+			match(etherType(unix.ETH_P_ARP), length(28), field(8, i.mac), field(14, ip), verdict(expr.VerdictAccept)),
 		})
 		pass(fmt.Sprintf("@ll,96,16 0x800 @nh,96,32 %s", number(ip)), etherType(unix.ETH_P_IP), field(12, ip))
 	}
@@ -196,17 +197,24 @@ func ip6Addrs(i Interface) []netip.Addr {
 // and bridged ones too where br_netfilter is on. It comes right after
 // connection tracking, before any rule of the host can change the mark. What
 // passes loses the mark, which is how the bridge chain knows it was judged.
+//
+// Neighbours are looked for on the link and at the host, never further: such
+// packets have no connection, and a router would hand them on with whatever is
+// in them. Of a connection only the packets pass, not errors about it: those
+// belong to whatever connection they quote, which may be anybody's.
 func lockPrerouting() chain {
 	return chain{
 		name: "judge", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
 		priority: -199, policy: nftables.ChainPolicyAccept,
 		rules: []rule{
 			{"meta mark & 0x04000000 == 0x00000000 accept", match(markBits(lockMark, false), verdict(expr.VerdictAccept))},
-			{"icmpv6 type nd-neighbor-solicit accept", match(icmp6Type(ndSolicit), verdict(expr.VerdictAccept))},
-			{"icmpv6 type nd-neighbor-advert accept", match(icmp6Type(ndAdvert), verdict(expr.VerdictAccept))},
+			{"icmpv6 type nd-neighbor-solicit ip6 daddr ff02::/16 accept", match(icmp6Type(ndSolicit), toNeighbours6(), verdict(expr.VerdictAccept))},
+			{"icmpv6 type nd-neighbor-solicit fib daddr type local accept", match(icmp6Type(ndSolicit), toLocal(), verdict(expr.VerdictAccept))},
+			{"icmpv6 type nd-neighbor-advert ip6 daddr ff02::/16 accept", match(icmp6Type(ndAdvert), toNeighbours6(), verdict(expr.VerdictAccept))},
+			{"icmpv6 type nd-neighbor-advert fib daddr type local accept", match(icmp6Type(ndAdvert), toLocal(), verdict(expr.VerdictAccept))},
 			{
-				"ct direction reply ct state established,related meta mark set meta mark & 0xfbffffff accept",
-				match(replying(), setMark(lockMark, false), verdict(expr.VerdictAccept)),
+				"ct direction reply ct state established meta mark set meta mark & 0xfbffffff accept",
+				match(answering(expr.CtStateBitESTABLISHED), setMark(lockMark, false), verdict(expr.VerdictAccept)),
 			},
 			{"drop", verdict(expr.VerdictDrop)},
 		},

@@ -91,15 +91,26 @@ func ip4Dst(a netip.Addr) []expr.Any {
 	}
 }
 
-// toLinkLocal6 matches the IPv6 destinations fe80::/10 (RFC 8200: offset 24).
-func toLinkLocal6() []expr.Any {
-	mask, prefix := [16]byte{0xff, 0xc0}, [16]byte{0xfe, 0x80}
+// toLinkLocal6 matches the IPv6 destinations fe80::/10.
+func toLinkLocal6() []expr.Any { return ip6Dst([16]byte{0xff, 0xc0}, [16]byte{0xfe, 0x80}) }
+
+// toNeighbours6 matches the IPv6 destinations ff02::/16: everybody on the link,
+// and no router hands it on (RFC 4291 section 2.7).
+func toNeighbours6() []expr.Any { return ip6Dst([16]byte{0xff, 0xff}, [16]byte{0xff, 0x02}) }
+
+// ip6Dst matches the IPv6 destinations of a network (RFC 8200: offset 24).
+func ip6Dst(mask, prefix [16]byte) []expr.Any {
 	return []expr.Any{
 		meta(expr.MetaKeyNFPROTO), equal([]byte{unix.NFPROTO_IPV6}),
 		payload(expr.PayloadBaseNetworkHeader, 24, 16),
 		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 16, Mask: mask[:], Xor: make([]byte, 16)},
 		equal(prefix[:]),
 	}
+}
+
+// length matches packets of so many bytes from the network header on.
+func length(n uint32) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyLEN), equal(binaryutil.NativeEndian.PutUint32(n))}
 }
 
 // icmp6Type matches the ICMPv6 type (RFC 4443: offset 0).
@@ -165,11 +176,15 @@ func routeNotIn(s *nftables.Set) []expr.Any {
 	}
 }
 
-// replying matches the answering direction of a connection that is known.
-// "Not the original direction" would be another thing: packets without a
-// connection tracking entry have no direction at all.
-func replying() []expr.Any {
-	known := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+// replying matches the answering direction of a connection that is known, the
+// errors about it included.
+func replying() []expr.Any { return answering(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+
+// answering matches the answering direction in any of the states. "Not the
+// original direction" would be another thing: packets without a connection
+// tracking entry have no direction at all.
+func answering(states uint32) []expr.Any {
+	known := binaryutil.NativeEndian.PutUint32(states)
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg}, equal([]byte{1}), // IP_CT_DIR_REPLY
 		&expr.Ct{Key: expr.CtKeySTATE, Register: reg},
