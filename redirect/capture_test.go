@@ -89,6 +89,21 @@ def talk(kind, host, port, source=None):
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 `
 
+// A client of Multipath TCP gets TCP, and is captured as all are.
+func TestMultipathTCPFallsBack(t *testing.T) {
+	l := newLab(t)
+	ns := l.container("ct", 2)
+	l.sh("ct", "sysctl -qw net.mptcp.enabled=1")
+	echoDst(l.install(ns))
+	for _, host := range []string{"198.51.100.1", "2001:db8:8::8"} {
+		got := l.python("ct", strings.Replace(talk, "socket.socket(family, kind)", "socket.socket(family, kind, 262)", 1)+
+			fmt.Sprintf("print(talk(TCP, %q, 443))", host))
+		if want := netip.AddrPortFrom(netip.MustParseAddr(host), 443).String() + " <nil>"; got != want {
+			t.Errorf("to %s: got %q, want %q", host, got, want)
+		}
+	}
+}
+
 func TestCapture(t *testing.T) {
 	l := newLab(t)
 	ns := l.container("ct", 2)

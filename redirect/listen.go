@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,10 +26,10 @@ func listen(ns *NetNS) (*listeners, error) {
 	l := &listeners{}
 	err := ns.do(func() error {
 		var err error
-		if l.tcp, err = net.ListenTCP("tcp", nil); err != nil {
+		if l.tcp, err = listenTCP(); err != nil {
 			return err
 		}
-		if l.dnsTCP, err = net.ListenTCP("tcp", nil); err != nil {
+		if l.dnsTCP, err = listenTCP(); err != nil {
 			return err
 		}
 		udp, err := net.ListenUDP("udp", nil)
@@ -45,6 +46,23 @@ func listen(ns *NetNS) (*listeners, error) {
 		return nil, errors.Join(fmt.Errorf("listen in network namespace %s: %w", ns.ID(), err), l.close())
 	}
 	return l, nil
+}
+
+// listenTCP opens a listener that speaks TCP only. Go's own default is
+// Multipath TCP (RFC 8684), whose sockets do not tell the original destination;
+// without it a client that tries falls back to TCP by itself.
+func listenTCP() (*net.TCPListener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	l, err := config.Listen(context.Background(), "tcp", ":0")
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
+		return nil, errors.Join(errors.New("not a TCP listener"), l.Close())
+	}
+	return tcp, nil
 }
 
 // Sockets are the four listeners of an attachment on their way from one
