@@ -338,15 +338,18 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
+// ErrNoDaemon says that nobody answers on the socket.
+var ErrNoDaemon = errors.New("no daemon")
+
 // unreachable says what to do about a socket that does not answer.
 func (c *Client) unreachable(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no daemon at %s: start it with 'sudo weir serve', or name its socket with --socket", c.socket)
+		return fmt.Errorf("%w at %s: start it with 'sudo weir serve', or name its socket with --socket", ErrNoDaemon, c.socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("nothing listens at %s (a daemon died?): start it with 'sudo weir serve'", c.socket)
+		return fmt.Errorf("%w: nothing listens at %s (a daemon died?): start it with 'sudo weir serve'", ErrNoDaemon, c.socket)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("no permission to use %s: run with sudo, or join the group 'weir'", c.socket)
 	}

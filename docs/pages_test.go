@@ -158,6 +158,16 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
+// TestReadmeLinksEveryPage: who starts there finds all of them.
+func TestReadmeLinksEveryPage(t *testing.T) {
+	text := read(t, "../README.md")
+	for _, page := range pages(t) {
+		if filepath.Dir(page) != ".." && !strings.Contains(text, "(docs/"+filepath.ToSlash(page)+")") {
+			t.Errorf("README.md does not link docs/%s", page)
+		}
+	}
+}
+
 // anchors are the headings of a page as links name them.
 func anchors(text string) []string {
 	var list []string

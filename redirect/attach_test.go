@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,8 +34,8 @@ func TestCloseRestores(t *testing.T) {
 	if got := l.python("ct", talk+`print(talk(TCP, "198.51.100.1", 443))`); got != "Connection refused" {
 		t.Errorf("after release: got %q, want %q", got, "Connection refused")
 	}
-	if names, err := Left(l.host); err != nil || len(names) != 1 {
-		t.Errorf("left behind: %v, %v", names, err)
+	if left, err := Left(l.host); err != nil || len(left) != 1 || !slices.Equal(left[0].Interfaces, []string{"vct"}) {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 
 	start := time.Now()
@@ -58,12 +59,12 @@ func TestRemove(t *testing.T) {
 	if err := a.Release(); err != nil {
 		t.Fatal(err)
 	}
-	names, err := Left(l.host)
+	left, err := Left(l.host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range names {
-		if err := Remove(l.host, name); err != nil {
+	for _, lock := range left {
+		if err := Remove(l.host, lock.Name); err != nil {
 			t.Fatal(err)
 		}
 	}

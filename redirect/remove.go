@@ -1,18 +1,43 @@
 package redirect
 
-import "errors"
+import (
+	"errors"
+	"fmt"
 
-// Left are the names of the attachments that have a lock in the host's
-// namespace, those of a dead daemon included. host nil means this process's
-// own namespace.
-func Left(host *NetNS) ([]string, error) {
-	var names []string
+	"github.com/google/nftables"
+)
+
+// A Leftover is the lock of an attachment in the host's namespace, those of a
+// dead daemon included.
+type Leftover struct {
+	Name       string
+	Interfaces []string // the host's ends it was made for, there or not any more
+}
+
+// Left lists them. host nil means this process's own namespace.
+func Left(host *NetNS) ([]Leftover, error) {
+	var left []Leftover
 	err := inHost(host, func(l lock) error {
-		var err error
-		names, err = lockNames(l.conn)
-		return err
+		names, err := lockNames(l.conn)
+		if err != nil {
+			return err
+		}
+		chains, err := l.conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+		if err != nil {
+			return fmt.Errorf("list the host's locks: %w", err)
+		}
+		for _, name := range names {
+			found := Leftover{Name: name}
+			for _, ch := range chains {
+				if ch.Table.Name == lockPrefix+name {
+					found.Interfaces = append(found.Interfaces, ch.Name)
+				}
+			}
+			left = append(left, found)
+		}
+		return nil
 	})
-	return names, err
+	return left, err
 }
 
 // Remove takes away what an attachment left in the host's namespace, for a

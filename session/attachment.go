@@ -56,8 +56,9 @@ type live struct {
 	closed   []redirect.Connection
 }
 
-// lockName is an id as the names of nftables tables allow it.
-func lockName(id string) string {
+// LockName is what a container's lock on the host is called, redirect.Left's
+// Name: its id as the names of nftables tables allow it.
+func LockName(id string) string {
 	return strings.NewReplacer(":", "-", ".", "-").Replace(id)[:min(len(id), 64)]
 }
 
@@ -91,7 +92,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
-	kernel, err := redirect.Install(ctx, ns, redirect.Spec{Name: lockName(a.ID), Sockets: c.inherited(ns.ID())})
+	kernel, err := redirect.Install(ctx, ns, redirect.Spec{Name: LockName(a.ID), Sockets: c.inherited(ns.ID())})
 	if err != nil {
 		return nil, errors.Join(err, programs.Close(), ns.Close())
 	}

@@ -301,7 +301,7 @@ func TestDetachOfOneThatDoesNotServe(t *testing.T) {
 	if err := d.Detach(ctx, a.ID); err != nil {
 		t.Fatal(err)
 	}
-	if out := run(t, "nft", "list", "tables"); strings.Contains(out, lockName(a.ID)) {
+	if out := run(t, "nft", "list", "tables"); strings.Contains(out, LockName(a.ID)) {
 		t.Errorf("the lock is left: %s", out)
 	}
 }
@@ -320,7 +320,7 @@ func TestARestartForgetsWhatIsGone(t *testing.T) {
 	if list := d.Attachments(); len(list) != 0 {
 		t.Errorf("%+v", list)
 	}
-	if out := run(t, "nft", "list", "tables"); strings.Contains(out, lockName(s.ContainerID)) {
+	if out := run(t, "nft", "list", "tables"); strings.Contains(out, LockName(s.ContainerID)) {
 		t.Errorf("the lock is left: %s", out)
 	}
 }

@@ -58,7 +58,7 @@ func (c *Conductor) restore(ctx context.Context) error {
 			c.wait(s)
 			if errors.Is(err, container.ErrNotRunning) {
 				// The namespace is gone; what is left of its lock is not needed.
-				err = redirect.Remove(nil, lockName(s.ContainerID))
+				err = redirect.Remove(nil, LockName(s.ContainerID))
 			}
 		}
 		if err != nil {
@@ -119,7 +119,7 @@ func (c *Conductor) finishDetach(ctx context.Context, s store.Attachment, found 
 				return err
 			}
 		}
-	} else if err := redirect.Remove(nil, lockName(s.ContainerID)); err != nil {
+	} else if err := redirect.Remove(nil, LockName(s.ContainerID)); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -337,7 +337,7 @@ func (c *Conductor) removed(ctx context.Context, id string) {
 	}
 	c.dropLive(a)
 	// One that waited since the daemon's start may have a lock from before it.
-	if err := redirect.Remove(nil, lockName(id)); err != nil {
+	if err := redirect.Remove(nil, LockName(id)); err != nil {
 		c.logger.Error("removing what locked a removed container", "container", a.Name, "error", err)
 	}
 	c.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"weir/container"
 	"weir/redirect"
@@ -23,9 +24,13 @@ type finding struct {
 }
 
 func newDoctor(c *common) *cobra.Command {
-	return &cobra.Command{
+	var remove []string
+	cmd := &cobra.Command{
 		Use: "doctor", Short: "Check kernel, runtimes, daemon and permissions, and say what to do about each", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(remove) > 0 {
+				return c.removeLocks(cmd, remove)
+			}
 			findings := c.examine(cmd.Context())
 			failed := false
 			for _, f := range findings {
@@ -37,7 +42,7 @@ func newDoctor(c *common) *cobra.Command {
 					if !f.OK && f.Needed {
 						mark = "FAILED"
 					} else if !f.OK {
-						mark = "missing"
+						mark = "note"
 					}
 					fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.What, f.Detail)
 					if f.Fix != "" {
@@ -51,6 +56,8 @@ func newDoctor(c *common) *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().StringArrayVar(&remove, "remove", nil, "remove a `LOCK` that an attachment of the past left on the host (repeatable)")
+	return cmd
 }
 
 func (c *common) examine(ctx context.Context) []finding {
@@ -90,5 +97,22 @@ func (c *common) examine(ctx context.Context) []finding {
 	} else {
 		daemon.Detail = fmt.Sprintf("version %s, %d attached", h.Version, h.Attachments)
 	}
-	return append(list, daemon)
+	list = append(list, daemon, otherSockets())
+	return append(list, c.leftovers(ctx)...)
+}
+
+// otherSockets tells of AF_VSOCK, which belongs to no network namespace: no
+// firewall sees it, and every container whose seccomp profile lets it may use
+// it to speak to the hypervisor, the host, and other containers.
+func otherSockets() finding {
+	f := finding{What: "host: no sockets beside the network", OK: true}
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return f
+	}
+	_ = unix.Close(fd)
+	f.OK = false
+	f.Detail = "AF_VSOCK is there: a container whose seccomp profile allows it (Docker's did before version 23) reaches the hypervisor and the host past any firewall"
+	f.Fix = "give containers a seccomp profile that refuses socket(AF_VSOCK), or keep the modules vsock and vsock_loopback from being loaded"
+	return f
 }
