@@ -82,6 +82,9 @@ func (s *Server) Serve(ctx context.Context, socket *net.UnixListener, tcp net.Li
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for i, server := range servers {
+		if s.Metrics != nil {
+			server.Handler = s.Metrics.countViewers(server.Handler)
+		}
 		server.ReadHeaderTimeout = 10 * time.Second
 		server.IdleTimeout = 2 * time.Minute
 		server.MaxHeaderBytes = 64 << 10

@@ -82,6 +82,12 @@ const token = "a-token-for-the-tests"
 
 func newService(t testing.TB) *service {
 	t.Helper()
+	return newServiceWith(t, nil)
+}
+
+// newServiceWith is a service that shows metrics.
+func newServiceWith(t testing.TB, metrics *Metrics) *service {
+	t.Helper()
 	dir := t.TempDir()
 	s := &service{t: t, clock: &clock{}, socket: filepath.Join(dir, "weir.sock")}
 	logger := slog.New(slog.NewTextHandler(testWriter{t}, nil))
@@ -108,7 +114,7 @@ func newService(t testing.TB) *service {
 	}
 	s.tcp = tcp.Addr().String()
 	s.server = &Server{
-		Conductor: conductor, Log: s.log, Events: st.Events, Version: "test", Token: token, Logger: logger, Now: s.clock.now,
+		Conductor: conductor, Log: s.log, Events: st.Events, Version: "test", Metrics: metrics, Token: token, Logger: logger, Now: s.clock.now,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup

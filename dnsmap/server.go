@@ -159,6 +159,12 @@ func (s *Server) enter() bool {
 
 func (s *Server) leave() { <-s.waiting }
 
+// Waiting is how many queries wait for upstream, and how many may.
+func (s *Server) Waiting() (now, most int) {
+	s.start()
+	return len(s.waiting), cap(s.waiting)
+}
+
 func (s *Server) now() time.Time {
 	if s.Now == nil {
 		return time.Now()

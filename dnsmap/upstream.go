@@ -52,6 +52,10 @@ type Upstream struct {
 	Tries      int              // over all servers; 0: DefaultTries
 	CacheBytes int              // 0: DefaultCacheBytes; negative: no cache
 	Now        func() time.Time // nil: time.Now
+	// Asked is told of each question that had to be put to the servers, how
+	// long that took, and whether one of them answered. It must not block.
+	// nil: nobody is told.
+	Asked func(took time.Duration, answered bool)
 
 	once    sync.Once
 	cache   *cache
@@ -151,7 +155,11 @@ func (u *Upstream) ask(k key, done func(*answer)) {
 
 // fly asks upstream and hands the answer to all who wait for it by then.
 func (u *Upstream) fly(k key, f *flight) {
+	began := time.Now()
 	a, err := u.query(k)
+	if u.Asked != nil {
+		u.Asked(time.Since(began), err == nil)
+	}
 	if err != nil {
 		a = failure(k.name, k.qtype, u.now())
 	}

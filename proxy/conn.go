@@ -88,7 +88,7 @@ func (s *Server) judge(ctx context.Context, f *record) rules.Decision {
 		generation := s.generation.Load()
 		p := s.Policy()
 		r := f.facts(s.now())
-		d := p.Decide(r)
+		d := Decide(s.Meter, p, r)
 		if d.Verdict == rules.Inspect && d.NeedProgram && r.Program == nil && !r.ProgramFailed {
 			s.findProgram(ctx, f)
 			continue

@@ -56,7 +56,7 @@ func (e *exchange) judge(ctx context.Context, facts rules.Request) rules.Decisio
 		generation := r.generation.Load()
 		p := r.Policy()
 		facts.Time = r.now()
-		d := p.Decide(facts)
+		d := Decide(r.Meter, p, facts)
 		if d.Verdict == rules.Inspect && d.NeedProgram && facts.Program == nil && !facts.ProgramFailed {
 			facts.Program, facts.ProgramFailed = e.c.whoConnects(ctx)
 			continue
@@ -161,10 +161,10 @@ func (e *exchange) rejudge() {
 	}
 	r := e.c.relay
 	facts.Time = r.now()
-	d := r.Policy().Decide(facts)
+	d := Decide(r.Meter, r.Policy(), facts)
 	if d.Verdict == rules.Inspect && d.NeedProgram {
 		facts.Program, facts.ProgramFailed = e.c.whoConnects(context.Background())
-		d = r.Policy().Decide(facts)
+		d = Decide(r.Meter, r.Policy(), facts)
 	}
 	switch d.Verdict {
 	case rules.Inspect:

@@ -30,7 +30,7 @@ func (s *Server) learnClaim(ctx context.Context, f *record, claim rules.Claim) {
 	r.Stage, r.Claim = rules.Hello, claim
 	if claim.Name != "" && len(r.Names) == 0 && s.Prove != nil {
 		r.Claim.Proven = true
-		if d := s.Policy().Decide(r); d.Verdict != rules.Deny {
+		if d := Decide(s.Meter, s.Policy(), r); d.Verdict != rules.Deny {
 			ctx, cancel := context.WithTimeout(ctx, s.limits.Lookup)
 			defer cancel()
 			claim.Proven = s.Prove(ctx, claim.Name, r.Addr)
@@ -77,7 +77,7 @@ func (s *Server) watch(ctx context.Context, f *flow, dst netip.AddrPort) func([]
 // learnWould asks again what the layered rules would say to f.
 func (s *Server) learnWould(ctx context.Context, f *record) {
 	for {
-		d := s.Policy().Decide(f.facts(s.now()))
+		d := Decide(s.Meter, s.Policy(), f.facts(s.now()))
 		if d.Would == nil {
 			return // learning has ended; Rejudge sees to f
 		}

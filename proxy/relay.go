@@ -46,6 +46,8 @@ type Relay struct {
 	Record func(audit.Event) int64
 	// Limits; zero fields mean their defaults.
 	Limits RelayLimits
+	// Meter is told how long decisions and handshakes took. nil: nobody is.
+	Meter Meter
 	// Now is the clock of decisions, events and certificates. nil: time.Now.
 	Now func() time.Time
 
@@ -108,6 +110,7 @@ type intercepted struct {
 	// what it speaks, or why there is none.
 	first    *upstream
 	firstErr error
+	waited   time.Duration // of the client's handshake, for the server
 
 	mu      sync.Mutex
 	live    map[*exchange]struct{}
@@ -159,8 +162,10 @@ func (c *intercepted) serveTLS(ctx context.Context) error {
 	t := tls.Server(c.client, c.relay.server)
 	// Within it the server is dialled and shakes hands too.
 	shake, cancel := context.WithTimeout(ctx, 3*c.relay.limits.Handshake)
+	began := time.Now()
 	err := t.HandshakeContext(shake)
 	cancel()
+	c.relay.shaken(ClientSide, time.Since(began)-c.waited, err)
 	switch {
 	case ctx.Err() != nil:
 		return nil // cut
@@ -207,7 +212,9 @@ func configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return nil, err
 	}
 	conf := &tls.Config{Certificates: []tls.Certificate{*cert}, Time: c.relay.now}
+	began := time.Now()
 	c.first, c.firstErr = c.dial(hello.Context(), offer)
+	c.waited = time.Since(began)
 	switch {
 	case c.firstErr == nil && c.first.protocol != "":
 		conf.NextProtos = []string{c.first.protocol}

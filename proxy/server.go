@@ -58,6 +58,8 @@ type Server struct {
 	Relay func(ctx context.Context, in Inspected) error
 	// Limits; zero fields mean their defaults.
 	Limits Limits
+	// Meter is told how long decisions took. nil: nobody is.
+	Meter Meter
 	// Log gets panics and accept failures. nil: discarded; both are events.
 	Log *slog.Logger
 	// Now is the clock of decisions and events. nil: time.Now.

@@ -102,7 +102,10 @@ func (c *intercepted) dial(ctx context.Context, offer []string) (*upstream, erro
 		})
 		ctx, cancel := context.WithTimeout(ctx, c.relay.limits.Handshake)
 		defer cancel()
-		if err := t.HandshakeContext(ctx); err != nil {
+		began := time.Now()
+		err := t.HandshakeContext(ctx)
+		c.relay.shaken(ServerSide, time.Since(began), err)
+		if err != nil {
 			abort(tcp)
 			return nil, c.handshakeError(err)
 		}

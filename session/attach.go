@@ -39,7 +39,7 @@ func (a *attachment) status() Status {
 		Warnings: a.warnings, Session: p.Session(), AllowAll: p.AllowAll(), Ask: p.Asks(), Denied: a.denied.Load(),
 	}
 	if l := a.live; l != nil {
-		s.Interfaces, s.Closed, s.Flows = l.kernel.Interfaces(), l.closed, len(l.proxy.Flows())
+		s.Interfaces, s.Closed, s.Flows = l.kernel.Interfaces(), l.closed, l.proxy.Open()
 	}
 	return s
 }

@@ -116,7 +116,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	l.dns = &dnsmap.Server{
 		Container: a.who(),
 		Policy: func(name string, _ uint16) rules.Decision {
-			return a.policy.Load().Decide(rules.Request{
+			return proxy.Decide(c.config.Meter, a.policy.Load(), rules.Request{
 				Time: c.now(), Container: a.who(), Stage: rules.Resolve, Names: []string{name},
 			})
 		},
@@ -161,6 +161,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		Policy:    a.policy.Load,
 		Program:   program,
 		Record:    record,
+		Meter:     c.config.Meter,
 		Now:       c.now,
 	}
 	l.proxy = &proxy.Server{
@@ -174,6 +175,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		OriginalDst: redirect.OriginalDst,
 		Record:      record,
 		Limits:      c.config.ProxyLimits,
+		Meter:       c.config.Meter,
 		Log:         c.logger,
 		Now:         c.now,
 	}

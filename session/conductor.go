@@ -54,6 +54,8 @@ type Config struct {
 	DNSLimits   dnsmap.Limits
 	// Questions bounds what people are asked; zero fields are defaults.
 	Questions ask.Limits
+	// Meter is told how long decisions and handshakes took. Nil: nobody is.
+	Meter Meter
 	// Retention bounds the audit trail.
 	Retention store.Retention
 	// Now is the clock; nil is time.Now.
