@@ -62,7 +62,7 @@ certificates for that: weir ca install CONTAINER.`,
 			if f.apply {
 				return c.apply(cmd, args[0], text, f)
 			}
-			return c.print(cmd.OutOrStdout(), map[string]string{"policy": string(text)}, func(w io.Writer) { w.Write(text) })
+			return c.print(cmd.OutOrStdout(), map[string]string{"policy": string(text)}, func(w io.Writer) { fmt.Fprintf(w, "%s", text) })
 		},
 	}
 	flags := cmd.Flags()
@@ -158,7 +158,9 @@ func (c *common) apply(cmd *cobra.Command, container string, text []byte, f *lea
 	r.TTLSeconds = int64(ttl / time.Second)
 	if !f.yes {
 		messages := cmd.ErrOrStderr()
-		messages.Write(text)
+		if _, err := messages.Write(text); err != nil {
+			return fmt.Errorf("show the policy: %w", err)
+		}
 		what := "as a new session"
 		if s != nil {
 			what = "in the place of session " + s.ID

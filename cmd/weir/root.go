@@ -45,9 +45,28 @@ func (c *common) print(w io.Writer, v any, table func(w io.Writer)) error {
 		enc.SetEscapeHTML(false)
 		return enc.Encode(v)
 	}
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	out := &output{to: w}
+	tw := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	table(tw)
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	return out.err
+}
+
+// An output remembers that it could not be written: a table is written piece by
+// piece, and Flush knows only of the last one.
+type output struct {
+	to  io.Writer
+	err error
+}
+
+func (o *output) Write(b []byte) (n int, err error) {
+	if o.err != nil {
+		return 0, o.err
+	}
+	n, o.err = o.to.Write(b)
+	return n, o.err
 }
 
 func newRoot() *cobra.Command {

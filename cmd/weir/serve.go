@@ -92,7 +92,10 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	metrics, activity := api.NewMetrics(version), &web.Activity{}
 	trail := audit.NewLog(audit.Config{
 		Append: func(ctx context.Context, batch []audit.Event) error {
-			if err := st.AppendEvents(ctx, batch); err != nil {
+			began := time.Now()
+			err := st.AppendEvents(ctx, batch)
+			metrics.Appended(time.Since(began), err)
+			if err != nil {
 				return err
 			}
 			metrics.Count(batch)
@@ -106,7 +109,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	go func() { stored <- trail.Serve() }()
 	exported := config.export(context.WithoutCancel(ctx), o.dataDir, trail, logger)
 
-	upstream := &dnsmap.Upstream{Servers: config.upstreams}
+	upstream := &dnsmap.Upstream{Servers: config.upstreams, Asked: metrics.Asked}
 	defer upstream.Close()
 	installation, err := st.InstallationID(ctx)
 	if err != nil {
@@ -128,7 +131,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	conductor, err := session.New(ctx, session.Config{
 		Store: st, Log: trail, Runtimes: container.Connect(config.Runtimes...), Upstream: upstream, Logger: logger,
 		Inherited: inheritedSockets(logger), Keep: keeper.keep, Forget: keeper.forget, Drain: drainTime,
-		Authority: authority, Roots: roots, CRLs: crls,
+		Authority: authority, Roots: roots, CRLs: crls, Meter: metrics,
 		ControlPorts: ports, ProxyLimits: config.proxyLimits(), DNSLimits: config.dnsLimits(), Retention: config.retention(),
 	})
 	if err != nil {
