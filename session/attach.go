@@ -80,14 +80,15 @@ func (c *Conductor) attach(ctx context.Context, found container.Container, ref s
 	now := c.now().UTC().Truncate(time.Microsecond) // as it is stored: a restart does not change it
 	a := &attachment{
 		ID: found.ID, Name: found.Name, ref: ref, runtime: found.Runtime, netnsID: found.NetNSID,
-		warnings: found.Warnings(), since: now,
+		warnings: found.Warnings(), started: found.StartedAt.Truncate(time.Microsecond), since: now,
 	}
-	if old != nil && (old.netnsID == found.NetNSID || old.stored.NetNS == found.NetNSID.String()) {
+	// A namespace's number alone does not say: after a restart the next one may have it.
+	if old != nil && old.started.Equal(a.started) && (old.netnsID == found.NetNSID || old.stored.NetNS == found.NetNSID.String()) {
 		a.since = old.since // taken over, not attached anew
 	}
 	record := store.Attachment{
 		ContainerID: a.ID, Ref: ref, Name: a.Name, Runtime: a.runtime, NetNS: a.netnsID.String(), NetNSPath: found.NetNS,
-		StartedAt: found.StartedAt, AttachedAt: a.since,
+		StartedAt: a.started, AttachedAt: a.since,
 	}
 	names, err := c.store.Names(ctx, a.ID)
 	if err != nil {

@@ -29,6 +29,7 @@ type attachment struct {
 	runtime  string
 	netnsID  container.NetNSID
 	warnings []string
+	started  time.Time // its container, to the microsecond; zero without a runtime
 	since    time.Time
 	stored   store.Attachment // from an earlier daemon; zero once it was live
 	failed   bool             // to attach while its container ran; guarded by the Conductor's mu

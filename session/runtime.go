@@ -94,7 +94,7 @@ func locked(s store.Attachment, err error) bool {
 // wait keeps an attachment whose container does not run, or cannot be looked
 // at, until the runtime says that it started.
 func (c *Conductor) wait(s store.Attachment) {
-	a := &attachment{ID: s.ContainerID, Name: s.Name, ref: s.Ref, runtime: s.Runtime, since: s.AttachedAt, stored: s}
+	a := &attachment{ID: s.ContainerID, Name: s.Name, ref: s.Ref, runtime: s.Runtime, started: s.StartedAt, since: s.AttachedAt, stored: s}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.compile(a, c.now())
@@ -391,7 +391,7 @@ func (c *Conductor) renamed(ctx context.Context, found container.Container) {
 		return
 	}
 	if a.live == nil {
-		waiting := &attachment{ID: a.ID, Name: found.Name, ref: a.ref, runtime: a.runtime, since: a.since, stored: a.stored, failed: a.failed}
+		waiting := &attachment{ID: a.ID, Name: found.Name, ref: a.ref, runtime: a.runtime, started: a.started, since: a.since, stored: a.stored, failed: a.failed}
 		c.compile(waiting, c.now())
 		c.attachments[a.ID] = waiting
 		c.mu.Unlock()
