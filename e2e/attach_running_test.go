@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -190,8 +191,8 @@ func TestAttachIsQuick(t *testing.T) {
 	newOutside(t)
 	w := startPlainWeir(t, "")
 	box := newBox(t, "--network", newNetwork(t))
-	docker := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) {
-		return net.Dial("unix", "/var/run/docker.sock")
+	docker := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", "/var/run/docker.sock")
 	}}}
 	var took, runtime []time.Duration
 	for range 15 {

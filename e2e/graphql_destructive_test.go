@@ -100,7 +100,6 @@ type form struct {
 	status int    // 403 or 400
 	reason string // part of it
 	named  bool   // the operation is known: its type and field are told
-	only1  bool   // HTTP/1 only
 }
 
 func destructiveForms(t testing.TB) []form {

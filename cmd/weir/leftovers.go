@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -94,7 +95,10 @@ func (c *common) removeLocks(cmd *cobra.Command, locks []string) error {
 		if err := redirect.Remove(nil, name); err != nil {
 			return fmt.Errorf("lock %s: %w", name, err)
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "removed  %s\n", name)
 	}
-	return nil
+	return c.print(cmd.OutOrStdout(), map[string][]string{"removed": locks}, func(w io.Writer) {
+		for _, name := range locks {
+			fmt.Fprintf(w, "removed\t%s\n", name)
+		}
+	})
 }
