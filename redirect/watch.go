@@ -14,8 +14,9 @@ import (
 const (
 	// recheck is how often everything is compared although no event came.
 	recheck = 5 * time.Second
-	// restorePause bounds how often a container that changes its ruleset in a
-	// loop makes us work: 50 times a second.
+	// restorePause bounds how often a container that changes its network in a
+	// loop makes us work: 50 times a second. A look that took longer, at
+	// thousands of chains or interfaces, is followed by a rest as long.
 	restorePause = 20 * time.Millisecond
 	// maxFailures is how many looks in a row may fail, a pause apart, before
 	// Watch gives up: a container can make some fail by changing things while
@@ -56,11 +57,10 @@ func (a *Attachment) watch(ctx context.Context, rules, changed <-chan struct{}, 
 	checks := all // what happened before the events were subscribed to
 	failures := 0
 	for {
-		busy, failed := false, error(nil)
+		began, failed := time.Now(), error(nil)
 		for _, check := range checks {
 			found, err := check()
 			for _, t := range found {
-				busy = true
 				report(t)
 			}
 			failed = errors.Join(failed, err)
@@ -71,12 +71,8 @@ func (a *Attachment) watch(ctx context.Context, rules, changed <-chan struct{}, 
 		if failures > maxFailures || errors.Is(failed, ErrClosed) {
 			return failed
 		}
-		if busy || failed != nil {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(restorePause):
-			}
+		if !rest(ctx, max(restorePause, time.Since(began))) {
+			return nil
 		}
 		if failed != nil {
 			checks = all
@@ -95,9 +91,19 @@ func (a *Attachment) watch(ctx context.Context, rules, changed <-chan struct{}, 
 	}
 }
 
-// follow turns the messages of netlink groups into wake-ups until ctx ends.
-// The channel holds one; more say nothing new. Messages that were lost for
-// want of buffer (ENOBUFS, netlink(7)) are a wake-up too.
+// rest waits; false when ctx ended meanwhile.
+func rest(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// follow turns the messages of netlink groups into wake-ups until ctx ends,
+// with a rest after each. The channel holds one; more say nothing new. Messages
+// that were lost for want of buffer (ENOBUFS, netlink(7)) are a wake-up too.
 func follow(ctx context.Context, ns *NetNS, family int, groups []uint32, wake chan<- struct{}) error {
 	conn, err := events.Dial(family, &events.Config{NetNS: ns.fd()})
 	if err != nil {
@@ -115,6 +121,9 @@ func follow(ctx context.Context, ns *NetNS, family int, groups []uint32, wake ch
 		select {
 		case wake <- struct{}{}:
 		default:
+		}
+		if !rest(ctx, restorePause) {
+			return nil
 		}
 		if _, err := conn.Receive(); ctx.Err() != nil {
 			return nil
