@@ -83,6 +83,10 @@ type Container struct {
 	// NetAdmin and NetRaw: the main process's bounding set has the capability,
 	// so a root process of the container can use it.
 	NetAdmin, NetRaw bool
+	// HostNetAdmin: it has NET_ADMIN in this process's own user namespace, the
+	// host's. By the number that its namespace has for the host's it can make
+	// interfaces on those of the host (IFLA_LINK_NETNSID, rtnetlink(7)).
+	HostNetAdmin bool
 
 	// RuntimeSockets are the paths inside the container at which a container
 	// runtime's socket can be reached.
@@ -143,6 +147,10 @@ func (c Container) Warnings() []string {
 	}
 	if c.NetAdmin {
 		w = append(w, "has NET_ADMIN: its root can remove the redirection inside its namespace (the lock on the host's side still holds)")
+		if c.HostNetAdmin {
+			w = append(w, "has NET_ADMIN and shares the host's user namespace: its root can give itself new interfaces on the host's (macvlan, WireGuard), "+
+				"past both locks; drop the capability, or give the container a user namespace of its own")
+		}
 		for _, n := range c.Networks {
 			if n.UserDefined {
 				w = append(w, fmt.Sprintf("has NET_ADMIN on network %q with embedded DNS: until a removed redirection is put back, names can be asked past the firewall", n.Name))

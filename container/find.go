@@ -71,7 +71,7 @@ func (r *Runtimes) findPID(ctx context.Context, arg string) (Container, error) {
 		ID: id.containerID(), Name: "pid:" + strconv.Itoa(pid), Running: true,
 		PID: pid, PIDStart: start, NetNS: procPath(pid, "ns/net"), NetNSID: id,
 	}
-	if c.NetAdmin, c.NetRaw, err = capabilities(pid); err != nil {
+	if err := c.readCapabilities(); err != nil {
 		return Container{}, fmt.Errorf("capabilities of process %d: %w", pid, err)
 	}
 	return r.bare(ctx, c)

@@ -40,7 +40,7 @@ func TestFindByIDAndName(t *testing.T) {
 		if len(c.Networks) != 1 || c.Networks[0].Name != "bridge" || c.Networks[0].UserDefined || c.Networks[0].Bridge != "docker0" || len(c.Networks[0].Addrs) == 0 {
 			t.Errorf("%s: networks %+v", ref, c.Networks)
 		}
-		if w := strings.Join(c.Warnings(), "\n"); !strings.Contains(w, "NET_ADMIN") || strings.Contains(w, "NET_RAW") {
+		if w := strings.Join(c.Warnings(), "\n"); !strings.Contains(w, "shares the host's user namespace") || strings.Contains(w, "NET_RAW") {
 			t.Errorf("%s: warnings %q", ref, w)
 		}
 	}

@@ -96,7 +96,7 @@ func (c *Container) readProcess() error {
 	if err != nil {
 		return err
 	}
-	if c.NetAdmin, c.NetRaw, err = capabilities(c.PID); err != nil {
+	if err := c.readCapabilities(); err != nil {
 		return err
 	}
 	c.NetNSID, c.PIDStart = id, start

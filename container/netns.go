@@ -184,23 +184,35 @@ func cgroupIDs(pid int) ([]string, error) {
 	return cgroupID.FindAllString(string(text), -1), nil
 }
 
-// capabilities reads whether the bounding set has NET_ADMIN and NET_RAW
-// (capabilities(7)).
-func capabilities(pid int) (admin, raw bool, err error) {
-	text, err := os.ReadFile(procPath(pid, "status"))
+// readCapabilities reads what the bounding set of its main process has
+// (capabilities(7)), and over which user namespace.
+func (c *Container) readCapabilities() error {
+	text, err := os.ReadFile(procPath(c.PID, "status"))
 	if err != nil {
-		return false, false, err
+		return err
 	}
 	for line := range strings.Lines(string(text)) {
-		if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
-			set, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
-			if err != nil {
-				return false, false, fmt.Errorf("malformed %s: %w", procPath(pid, "status"), err)
-			}
-			return set>>unix.CAP_NET_ADMIN&1 == 1, set>>unix.CAP_NET_RAW&1 == 1, nil
+		v, ok := strings.CutPrefix(line, "CapBnd:")
+		if !ok {
+			continue
 		}
+		set, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+		if err != nil {
+			return fmt.Errorf("malformed %s: %w", procPath(c.PID, "status"), err)
+		}
+		users, err := os.Readlink(procPath(c.PID, "ns/user"))
+		if err != nil {
+			return err
+		}
+		own, err := os.Readlink("/proc/self/ns/user")
+		if err != nil {
+			return err
+		}
+		c.NetAdmin, c.NetRaw = set>>unix.CAP_NET_ADMIN&1 == 1, set>>unix.CAP_NET_RAW&1 == 1
+		c.HostNetAdmin = c.NetAdmin && users == own
+		return nil
 	}
-	return false, false, fmt.Errorf("malformed %s: no CapBnd", procPath(pid, "status"))
+	return fmt.Errorf("malformed %s: no CapBnd", procPath(c.PID, "status"))
 }
 
 // netnsDirs are where ip-netns(8) keeps its names.

@@ -24,7 +24,7 @@ func (r *Runtimes) Starting(ctx context.Context, id string, pid int) (Container,
 	if c.HostNetwork, err = isHostNetNS(netns); err != nil {
 		return Container{}, err
 	}
-	if c.NetAdmin, c.NetRaw, err = capabilities(pid); err != nil {
+	if err := c.readCapabilities(); err != nil {
 		return Container{}, fmt.Errorf("capabilities of process %d: %w", pid, err)
 	}
 	for _, rt := range r.live() {

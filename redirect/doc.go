@@ -140,6 +140,10 @@
 //     ipvlan, a tap of a user-mode network, a physical device) cannot be
 //     locked; Interfaces says so. Then the ruleset alone holds, against
 //     programs without CAP_NET_RAW and CAP_NET_ADMIN.
+//   - CAP_NET_ADMIN in the user namespace that the host's network namespace
+//     belongs to reaches the host's interfaces by IFLA_LINK_NETNSID and
+//     IFLA_TARGET_NETNSID (rtnetlink(7)): a program that has it can make a
+//     macvlan or a tunnel there. Watch reports those that show.
 //   - Answers to inbound connections are a way out for whoever controls the
 //     other side.
 //   - A closed UDP port does not tell an inbound sender so.

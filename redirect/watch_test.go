@@ -143,6 +143,17 @@ while True: c,_=s.accept(); c.send(b"late"); c.close()`)()
 	}
 }
 
+// A program with CAP_NET_ADMIN over the host can make an interface on one of
+// the host's. That cannot be locked; it is told.
+func TestInterfaceOnTheHostsIsReported(t *testing.T) {
+	w := newWatched(t)
+	index := strings.TrimSpace(w.sh("host", "cat /sys/class/net/out/ifindex"))
+	w.sh("ct", "ip link add link if"+index+" name mv0 link-netnsid 0 type macvlan")
+	if got := w.next(NewInterface); got.Restored || got.Err == nil || !strings.Contains(got.What, "mv0") {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestHostLockRestored(t *testing.T) {
 	w := newWatched(t)
 	for _, do := range []string{"nft flush ruleset", "nft delete table netdev " + w.a.lock.table().Name, "nft flush chain bridge weir_lock judge"} {
