@@ -14,10 +14,10 @@ import (
 )
 
 // everyPage are the pages that show something; with %s for a container.
-var everyPage = []string{"/", "/overview", "/events", "/events/stream", "/events/1", "/rules", "/rules/r1", "/sessions", "/explain", "/containers/web", "/containers/web/flows", "/containers/web/learn", "/nothing"}
+var everyPage = []string{"/", "/overview", "/events", "/events/stream", "/events/1", "/rules", "/rules/r1", "/sessions", "/questions", "/questions/count", "/questions/stream", "/explain", "/containers/web", "/containers/web/flows", "/containers/web/learn", "/nothing"}
 
 // everyWrite are the forms' addresses.
-var everyWrite = []string{"/containers", "/containers/web/detach", "/containers/web/flows/1/kill", "/containers/web/learn", "/rules", "/rules/r1", "/rules/r1/delete", "/sessions", "/sessions/s/extend", "/sessions/s/end"}
+var everyWrite = []string{"/containers", "/containers/web/detach", "/containers/web/flows/1/kill", "/containers/web/learn", "/rules", "/rules/r1", "/rules/r1/delete", "/sessions", "/questions/q-1", "/sessions/s/extend", "/sessions/s/end"}
 
 func TestNothingIsShownWithoutALogin(t *testing.T) {
 	s := newService(t)

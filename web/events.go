@@ -44,7 +44,7 @@ func (f eventFilter) Any() bool { return f.Container+f.Verdict+f.Type+f.Host != 
 
 // Types are those that there are.
 func (eventFilter) Types() []audit.Type {
-	return []audit.Type{audit.DNS, audit.Connect, audit.HTTP, audit.GraphQL, audit.Lifecycle, audit.Tamper, audit.Limit}
+	return []audit.Type{audit.DNS, audit.Connect, audit.HTTP, audit.GraphQL, audit.Lifecycle, audit.Tamper, audit.Limit, audit.Ask}
 }
 
 func eventFilterOf(r *request) eventFilter {

@@ -92,7 +92,7 @@ func helper(mode, addr string) {
 		if err != nil {
 			return "no"
 		}
-		c.SetDeadline(time.Now().Add(5 * time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		if _, err = c.Write([]byte{0}); err == nil {
 			_, err = io.ReadFull(c, make([]byte, 1))
 		}

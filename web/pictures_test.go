@@ -20,7 +20,7 @@ func TestEveryPageFits(t *testing.T) {
 	b.to("/login")
 	b.shoot(dir, "login", false)
 	b.logIn()
-	for _, name := range []string{"", "events", "rules", "sessions", "explain"} {
+	for _, name := range []string{"", "events", "questions", "rules", "sessions", "explain"} {
 		b.to("/" + name)
 		b.shoot(dir, "empty-"+name, false)
 	}

@@ -27,12 +27,12 @@ type sessionRow struct {
 
 type sessionForm struct {
 	ID, Container, TTL, Allow, Deny, Policy string
-	AllowAll                                bool
+	AllowAll, Ask                           bool
 }
 
 // request makes an API request of the form.
 func (f sessionForm) request() (api.SessionRequest, error) {
-	r := api.SessionRequest{ID: f.ID, Container: f.Container, AllowAll: f.AllowAll}
+	r := api.SessionRequest{ID: f.ID, Container: f.Container, AllowAll: f.AllowAll, Ask: f.Ask}
 	var err error
 	if r.TTLSeconds, err = strconv.ParseInt(f.TTL, 10, 64); err != nil {
 		return r, fmt.Errorf("time to live %q: want a number of seconds", f.TTL)
@@ -86,7 +86,7 @@ func (s *Server) sessions(w http.ResponseWriter, r *request) error {
 func (s *Server) createSession(w http.ResponseWriter, r *request) error {
 	f := sessionForm{
 		ID: strings.TrimSpace(r.PostFormValue("id")), Container: strings.TrimSpace(r.PostFormValue("container")), TTL: r.PostFormValue("ttl_seconds"),
-		Allow: r.PostFormValue("allow"), Deny: r.PostFormValue("deny"), Policy: r.PostFormValue("policy"), AllowAll: r.PostFormValue("allow_all") != "",
+		Allow: r.PostFormValue("allow"), Deny: r.PostFormValue("deny"), Policy: r.PostFormValue("policy"), AllowAll: r.PostFormValue("allow_all") != "", Ask: r.PostFormValue("ask") != "",
 	}
 	ask, err := f.request()
 	status := http.StatusUnprocessableEntity

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -13,9 +14,28 @@ import (
 )
 
 func newAsk(c *common) *cobra.Command {
+	var container string
 	cmd := &cobra.Command{
-		Use: "ask", Short: "Questions: what sessions that ask hold until a person answers",
+		Use: "ask", Short: "Answer what sessions that ask hold until a person answers",
+		Long: `Wait for questions and answer them, key by key: what a container wants to reach
+and no rule decides is held until somebody allows or denies it, and denied when
+nobody does in time. Every answer says which rule it would make, if it makes one.
+
+Questions come from sessions that ask: weir attach CONTAINER --ask. Without a
+terminal, 'weir ask list' and 'weir ask answer' do the same.`,
+		Example: `  sudo weir attach web --ask
+  sudo weir ask
+  sudo weir ask --container web`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			in, out := cmd.InOrStdin(), cmd.OutOrStdout()
+			if !terminal(in) || c.json() {
+				return usage("questions are put on a terminal, and this is none: use 'weir ask list' and 'weir ask answer'")
+			}
+			return c.askTerminal(cmd.Context(), container, in.(*os.File), out)
+		},
 	}
+	c.containerFlag(cmd, &container, "only the questions of this container")
 	cmd.AddCommand(askList(c), askAnswer(c))
 	return cmd
 }
@@ -38,11 +58,16 @@ func askList(c *common) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&container, "container", "", "only of this container")
+	c.containerFlag(cmd, &container, "only of this container")
+	return cmd
+}
+
+// containerFlag adds --container, which completes the names of attached ones.
+func (c *common) containerFlag(cmd *cobra.Command, container *string, help string) {
+	cmd.Flags().StringVar(container, "container", "", help)
 	_ = cmd.RegisterFlagCompletionFunc("container", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		return c.completeContainers(cmd, nil, prefix)
 	})
-	return cmd
 }
 
 // askedAbout is what a question is about, as a destination is written.

@@ -5,6 +5,7 @@
 //	load paced ADDRESS:PORT EVERY   a connection with one echo, over and over, one begun every so often
 //	load storm ADDRESS:PORT N       the same from N workers at once, without a pause
 //	load dns NAME N                 asks for N names, in which %d is the number
+//	load names NAME N               the same N times a second, each once
 package main
 
 import (
@@ -62,6 +63,10 @@ func main() {
 		n, err := strconv.Atoi(os.Args[3])
 		fail(err)
 		say(ask(target, n))
+	case "names":
+		n, err := strconv.Atoi(os.Args[3])
+		fail(err)
+		say(askPaced(target, n, stop))
 	default:
 		fail(fmt.Errorf("unknown mode %q", mode))
 	}
@@ -172,6 +177,48 @@ func run(target string, workers int, every time.Duration, stop <-chan struct{}) 
 	if n := len(took); n > 0 {
 		r.P50, r.P99 = took[n/2].Microseconds(), took[n*99/100].Microseconds()
 	}
+	return r
+}
+
+// askPaced asks so many questions a second, until it is stopped.
+func askPaced(name string, rate int, stop <-chan struct{}) (r Result) {
+	began := time.Now()
+	r.Codes = map[string]int{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	numbers := make(chan int, rate)
+	for range 16 {
+		wg.Go(func() {
+			client := dns.Client{Timeout: patience}
+			for i := range numbers {
+				m, _, err := client.Exchange(new(dns.Msg).SetQuestion(dns.Fqdn(fmt.Sprintf(name, i)), dns.TypeA), "8.8.8.8:53")
+				mu.Lock()
+				if err != nil {
+					r.Refused++
+					r.Error = err.Error()
+				} else {
+					r.OK++
+					r.Codes[dns.RcodeToString[m.Rcode]]++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for asked, on := 0, true; on; {
+		select {
+		case <-stop:
+			on = false
+		case <-tick.C:
+			for due := int(time.Since(began).Seconds() * float64(rate)); asked < due; asked++ {
+				numbers <- asked
+			}
+		}
+	}
+	close(numbers)
+	wg.Wait()
+	r.Seconds = time.Since(began).Seconds()
 	return r
 }
 
