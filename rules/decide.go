@@ -47,6 +47,9 @@ func (p *Policy) decide(q *query, r *Request, trace func(Step)) Decision {
 	default:
 		d = p.request(q, *r, trace)
 	}
+	if p.asks && problem == "" && d.Verdict == Deny && d.Layer == Default && d.Rule == nil {
+		d = p.ask(q, r, d)
+	}
 	if p.allowAll {
 		d = p.learn(q, r.Stage, d)
 		if p.inspect != nil && d.Verdict == Allow && r.Stage > Resolve {

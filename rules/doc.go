@@ -47,7 +47,8 @@
 //	1  global    the operator's rules, for all containers or those of a pattern
 //	2  session   the rules of the container's current session
 //	3  builtin   the container's own loopback
-//	   default   deny
+//	4  asked     what a person allowed for this one flow; see OnceLayer
+//	   default   deny, or in a policy that asks: a person may allow it
 //
 // Inside a layer the most specific matching rule wins, compared in this order:
 //

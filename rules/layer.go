@@ -42,7 +42,8 @@ func (e *entry) allowedIPs() []netip.Prefix {
 	return e.rule.Endpoint.AllowedIPs
 }
 
-// NewLayer indexes the rules of one source: Global, Session or Builtin. The
+// NewLayer indexes the rules of one source: Global, Session, Builtin or
+// Asked (see OnceLayer). The
 // rules are shared, not copied, and must never change afterwards. They should
 // have come from Canonical; text in another form is read as Canonical would.
 //

@@ -49,7 +49,7 @@ type Policy struct {
 }
 
 // precedence is the order in which layers are asked.
-var precedence = [...]Source{Global, Session, Builtin}
+var precedence = [...]Source{Global, Session, Builtin, Asked}
 
 // Compile makes a Policy. It is cheap: layers are indexed already and are
 // shared by all the policies that they are in.

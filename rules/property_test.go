@@ -62,7 +62,7 @@ func compileLayers(t *rapid.T, layers [][]Rule) *Policy {
 	for _, h := range drawnHosts {
 		s.Guard.Hosts[h] = true
 	}
-	for i, source := range precedence {
+	for i, source := range precedence[:len(layers)] {
 		l, err := NewLayer(source, layers[i])
 		if err != nil {
 			t.Fatal(err)
@@ -147,6 +147,7 @@ func TestVerdictsAreFinal(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := compileLayers(t, drawLayers(t))
 		p.allowAll = rapid.IntRange(0, 4).Draw(t, "learning") == 0
+		p.asks = !p.allowAll && rapid.Bool().Draw(t, "asks")
 		for range 20 {
 			r := drawRequest(t)
 			r.Stage, r.Program, r.ProgramFailed = Connect, nil, false

@@ -219,8 +219,8 @@ type Decision struct {
 	Audit bool
 
 	// Askable, with Deny and in a policy that asks: nothing but the default
-	// refused, and a rule that allows what was wanted (AllowRule) would have let
-	// it pass. Never said at Connect, where Inspect stands in its place, nor of
+	// refused, and a rule that allows Host, or the address without one, on that port
+	// would have let it pass. Never said at Connect, where Inspect stands in its place, nor of
 	// UDP.
 	Askable bool
 
