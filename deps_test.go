@@ -39,7 +39,7 @@ var mayImport = map[string]struct {
 	"container":  {nil, "it finds containers, for whatever purpose"},
 	"redirect":   {nil, "it captures traffic and must not have an opinion about it"},
 	"dnsmap":     {[]string{"audit", "rules", "graphql"}, "the shim asks a policy that it is handed"},
-	"proxy":      {[]string{"audit", "rules", "graphql"}, "the data path takes small functions, so that it can be tested over plain sockets"},
+	"proxy":      {[]string{"ask", "audit", "rules", "graphql"}, "the data path takes small functions, so that it can be tested over plain sockets"},
 	"trust":      {[]string{"container"}, "it writes into a container's files, through the one door there is to them"},
 	"session": {[]string{"ask", "learn", "trust", "proxy", "dnsmap", "redirect", "container", "store", "audit", "rules", "graphql"},
 		"the conductor is the one place where the parts meet"},

@@ -11,7 +11,7 @@ import (
 
 // liveCollector counts what there is when it is asked.
 type liveCollector struct {
-	attachments, sessions, flows, used, fullest, queue, queueLimit, bytes *prometheus.Desc
+	attachments, sessions, flows, used, fullest, queue, queueLimit, bytes, questions, held *prometheus.Desc
 
 	mu        sync.Mutex
 	conductor *session.Conductor // nil until watch was called
@@ -37,6 +37,8 @@ func newLiveCollector() *liveCollector {
 		attachments: desc("weir_attachments", "Attached containers.", "state"),
 		sessions:    desc("weir_sessions", "Live sessions.", "mode"),
 		flows:       desc("weir_flows", "Open connections and UDP associations.", "transport"),
+		questions:   desc("weir_questions", "Questions that wait for a person's answer."),
+		held:        desc("weir_held_flows", "Connections that wait for a person's answer."),
 		used:        desc("weir_limit_used", "How much is in use of the limits that each container has, in all containers.", "limit"),
 		fullest:     desc("weir_limit_used_ratio", "The part of a limit that is in use in the container that has least left; at 1 it is refused.", "limit"),
 		queue:       desc("weir_event_queue", "Events recorded and not stored yet; at weir_event_queue_limit connections wait."),
@@ -61,7 +63,7 @@ func (l *liveCollector) ended(in, out int64) {
 
 // Describe implements prometheus.Collector.
 func (l *liveCollector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{l.attachments, l.sessions, l.flows, l.used, l.fullest, l.queue, l.queueLimit, l.bytes} {
+	for _, d := range []*prometheus.Desc{l.attachments, l.sessions, l.flows, l.used, l.fullest, l.queue, l.queueLimit, l.bytes, l.questions, l.held} {
 		to <- d
 	}
 }
@@ -92,6 +94,9 @@ func (l *liveCollector) Collect(to chan<- prometheus.Metric) {
 		gauge(l.sessions, float64(n), m)
 	}
 	gauge(l.queue, float64(log.Waiting()))
+	questions, held := conductor.Asking()
+	gauge(l.questions, float64(questions))
+	gauge(l.held, float64(held))
 	gauge(l.queueLimit, audit.QueueSize)
 
 	load := conductor.Load()

@@ -62,8 +62,10 @@ const remembered = 4096
 type Reply struct {
 	Allow bool
 	// Rule: a rule was made that says so, for this flow as well.
-	Rule   bool
-	Reason string // "allowed once by root"
+	Rule bool
+	// Expired: nobody answered.
+	Expired bool
+	Reason  string // "allowed once by root"
 }
 
 // An End is how a question came to its end.
@@ -238,7 +240,7 @@ func (b *Book) expire(id string) {
 		b.mu.Unlock()
 		return
 	}
-	reply := Reply{Reason: fmt.Sprintf("nobody answered within %s", b.limits.Patience)}
+	reply := Reply{Expired: true, Reason: fmt.Sprintf("nobody answered within %s", b.limits.Patience)}
 	b.hush(o, fmt.Sprintf("nobody answered when it was asked, and it is not asked again for %s", b.limits.Quiet))
 	q := b.settle(o, reply, "was not answered in time")
 	b.mu.Unlock()

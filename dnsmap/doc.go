@@ -55,6 +55,14 @@
 // for lookups, and names with bytes that could be taken for something else (a
 // dot or a backslash inside a label, spaces, control and non-ASCII bytes).
 //
+// # Placeholders
+//
+// A name that the policy refuses, but a person could allow, is answered with an
+// address out of 240.0.0.0/4 that stands for it in this container: see
+// [Placeholders]. Nothing goes upstream. Once the name is allowed, [Server.Lookup]
+// resolves it for what connected there. Questions of other types than A have an
+// empty answer meanwhile.
+//
 // # Invariants
 //
 //   - A blocked name causes no upstream query, in no mode, of no type.

@@ -39,10 +39,10 @@ func (s *Server) respond(ctx context.Context, m []byte, tr rules.Transport, out 
 	d, local := s.decide(ctx, &q, now, out)
 	s.record(&q, d, tr, now)
 	switch {
-	case d.Verdict == rules.Deny:
-		return q.appendError(out, dns.RcodeNameError, d.Reason), nil
 	case local != nil:
 		return local, nil
+	case d.Verdict == rules.Deny:
+		return q.appendError(out, dns.RcodeNameError, d.Reason), nil
 	}
 	if a := s.Upstream.cached(key{q.name, q.qtype}); a != nil {
 		return s.reply(a, &q, tr, out), nil
@@ -83,7 +83,7 @@ func (s *Server) reply(a *answer, q *query, tr rules.Transport, out []byte) []by
 
 // decide applies, in this order: names that no server may see, explicit deny
 // rules, what is answered here, the policy, and the budget of new names. A
-// local answer, appended to out, comes with an allow.
+// local answer, appended to out, comes with an allow or with what is Askable.
 func (s *Server) decide(ctx context.Context, q *query, now time.Time, out []byte) (_ rules.Decision, local []byte) {
 	if q.unclean {
 		return refusal("malformed name: a label holds a dot, a backslash, a space, or a control or non-ASCII byte"), nil
@@ -104,7 +104,11 @@ func (s *Server) decide(ctx context.Context, q *query, now time.Time, out []byte
 	if local, reason := s.local(ctx, q, out); local != nil {
 		return rules.Decision{Verdict: rules.Allow, Layer: rules.Builtin, Reason: reason, Host: name}, local
 	}
+	if d.Askable && s.Placeholders != nil && !strings.HasSuffix(name, ".arpa") {
+		return s.standIn(q, d, out)
+	}
 	if d.Verdict == rules.Deny {
+		d.Askable = false // nobody is asked about it
 		return d, nil
 	}
 	if domain, ok := s.budget.allow(name, now); !ok {
@@ -112,6 +116,23 @@ func (s *Server) decide(ctx context.Context, q *query, now time.Time, out []byte
 		return refusal(fmt.Sprintf("more than %d different names below %s within %s", s.limits.NewNames, domain, s.limits.NamesWindow)), nil
 	}
 	return d, nil
+}
+
+// standIn answers a question for a name that a person could allow with a
+// placeholder, so that whoever asks goes on to say which port it wants, and can
+// be held there: resolvers give up much sooner than people answer.
+func (s *Server) standIn(q *query, d rules.Decision, out []byte) (rules.Decision, []byte) {
+	if q.qtype != dns.TypeA {
+		d.Reason += "; nothing of this type is known while it waits to be allowed"
+		return d, q.appendEnd(q.appendStart(out, 0))
+	}
+	addr, ok := s.Placeholders.For(q.name)
+	if !ok {
+		return refusal(fmt.Sprintf("%s; nobody is asked: as many names as can wait to be allowed, %d, wait already", d.Reason,
+			orDefault(s.Placeholders.Max, DefaultMaxPlaceholders))), nil
+	}
+	d.Reason += fmt.Sprintf("; it waits to be allowed, and %s stands for it: a person is asked when something connects there", addr)
+	return d, q.appendAddresses(out, []netip.Addr{addr}, placeholderTTL)
 }
 
 // local answers what is known without any DNS server, or returns nil.
@@ -178,6 +199,9 @@ func (s *Server) record(q *query, d rules.Decision, tr rules.Transport, now time
 		Time: now, Type: audit.DNS, ContainerID: s.Container.ID, ContainerName: s.Container.Name,
 		Verdict: verdict(d.Verdict), Layer: string(d.Layer), Reason: d.Reason,
 		Host: q.printable(), Port: 53, Transport: string(tr), Method: typeName(q.qtype),
+	}
+	if d.Askable {
+		e.Verdict = "" // it waits
 	}
 	if d.Rule != nil {
 		e.RuleID, e.SessionID = d.Rule.ID, d.Rule.SessionID

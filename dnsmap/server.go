@@ -42,8 +42,11 @@ type Server struct {
 	// Reverse is Local the other way round; "" when it knows no such address.
 	// nil: there are none.
 	Reverse func(ctx context.Context, addr netip.Addr) string
-	Limits  Limits
-	Now     func() time.Time // nil: time.Now
+	// Placeholders are what a question for the addresses of a name that a
+	// person could allow is answered with. nil: it is refused.
+	Placeholders *Placeholders
+	Limits       Limits
+	Now          func() time.Time // nil: time.Now
 
 	once     sync.Once
 	limits   Limits // with defaults
@@ -120,22 +123,55 @@ func (s *Server) Prove(ctx context.Context, name string, addr netip.Addr) bool {
 	if d.Verdict == rules.Deny {
 		return false
 	}
+	addrs, _, err := s.ask(ctx, name)
+	return err == nil && slices.Contains(addrs, plain(addr))
+}
+
+// Lookup resolves a name on behalf of a connection to its placeholder, which
+// the policy or a person has allowed, and notes in Table that the container
+// was told so. It passes through the same limits as a query; a rule that
+// denies the name still does.
+func (s *Server) Lookup(ctx context.Context, name string) ([]netip.Addr, error) {
+	s.start()
+	name, err := rules.CanonicalName(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case special(name) || isLocalhost(name):
+		return nil, fmt.Errorf("%s is a special-use name", name)
+	}
+	if d := s.Policy(name, dns.TypeA); d.Verdict == rules.Deny && !d.Askable {
+		return nil, errors.New(d.Reason)
+	}
+	addrs, ttl, err := s.ask(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	answers := make([]Answer, 0, len(addrs))
+	for _, a := range addrs {
+		answers = append(answers, Answer{a, ttl})
+	}
+	s.Table.LearnAll(name, answers)
+	return addrs, nil
+}
+
+// ask resolves a name that may be asked for, within the limits of queries.
+func (s *Server) ask(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
 	now := s.now()
 	if !s.rate.AllowN(now, 1) {
 		s.hit(limitQueries, now)
-		return false
+		return nil, 0, errors.New(limitQueries.text(s.limits))
 	}
 	if _, ok := s.budget.allow(name, now); !ok {
 		s.hit(limitNames, now)
-		return false
+		return nil, 0, errors.New(limitNames.text(s.limits))
 	}
 	if !s.enter() {
 		s.hit(limitUpstream, now)
-		return false
+		return nil, 0, errors.New(limitUpstream.text(s.limits))
 	}
 	defer s.leave()
-	addrs, _, err := s.Upstream.Resolve(ctx, name)
-	return err == nil && slices.Contains(addrs, plain(addr))
+	return s.Upstream.Resolve(ctx, name)
 }
 
 func (s *Server) start() {

@@ -22,7 +22,8 @@ func (s *Server) handle(ctx context.Context, f *flow) {
 		f.cut(deny(rules.AddressGuard, "%v", err))
 		return
 	}
-	switch s.settle(ctx, f, dst) {
+	dst, verdict := s.settle(ctx, f, dst)
+	switch verdict {
 	case rules.Allow:
 		s.pass(ctx, f, client, dst)
 	case rules.Inspect:
@@ -35,11 +36,19 @@ func (s *Server) begin(f *flow) (client side, dst netip.AddrPort, err error) {
 	if dst, err = s.destination(f); err != nil {
 		return client, dst, err
 	}
-	var names []string
-	if s.Names != nil {
-		names = s.Names(dst.Addr(), f.started)
+	f.towards = dst
+	if name, ok := s.standsFor(dst.Addr()); ok {
+		f.nameOnly = true
+		f.learn(func(r *rules.Request) {
+			r.Names, r.Port, r.Captured, r.Relayed = []string{name}, dst.Port(), false, true
+		})
+	} else {
+		var names []string
+		if s.Names != nil {
+			names = s.Names(dst.Addr(), f.started)
+		}
+		f.learn(func(r *rules.Request) { r.Addr, r.Port, r.Names = dst.Addr(), dst.Port(), names })
 	}
-	f.learn(func(r *rules.Request) { r.Addr, r.Port, r.Names = dst.Addr(), dst.Port(), names })
 	if client, err = sideOf(f.c); err != nil {
 		return client, dst, fmt.Errorf("the client is gone: %w", err)
 	}
@@ -47,14 +56,28 @@ func (s *Server) begin(f *flow) (client side, dst netip.AddrPort, err error) {
 	return client, dst, nil
 }
 
-// settle decides on f, listening to it if that is needed, and cuts it unless
-// the answer is Allow or an Inspect that can be served. It is apart from
+// settle decides on f, listening to it and asking a person if that is needed,
+// and cuts it unless the answer is Allow or an Inspect that can be served. dst
+// is where f really goes, then. It is apart from
 // handle because what it needs of the stack would otherwise stay with the
 // goroutine for as long as the connection lasts.
-func (s *Server) settle(ctx context.Context, f *flow, dst netip.AddrPort) rules.Verdict {
+func (s *Server) settle(ctx context.Context, f *flow, dst netip.AddrPort) (netip.AddrPort, rules.Verdict) {
 	d := s.judge(ctx, &f.record)
 	if d.Verdict == rules.Inspect {
 		d = s.hear(ctx, f, dst)
+	}
+	if d.Askable {
+		d = s.ask(ctx, f)
+	}
+	if f.nameOnly && d.Verdict != rules.Deny {
+		var err error
+		if dst, err = s.find(ctx, f); err != nil {
+			f.fail("could not resolve the name: " + err.Error())
+			return dst, rules.Deny
+		}
+		if d = s.judge(ctx, &f.record); d.Askable {
+			d = s.ask(ctx, f) // what may be known by its address is not what was allowed
+		}
 	}
 	switch {
 	case d.Verdict == rules.Inspect && d.Endpoint == nil:
@@ -65,7 +88,16 @@ func (s *Server) settle(ctx context.Context, f *flow, dst netip.AddrPort) rules.
 	if d.Verdict == rules.Deny {
 		f.cut(d)
 	}
-	return d.Verdict
+	return dst, d.Verdict
+}
+
+// standsFor returns the name that an address was given out for in the place of
+// its own.
+func (s *Server) standsFor(a netip.Addr) (name string, ok bool) {
+	if s.StandsFor == nil {
+		return "", false
+	}
+	return s.StandsFor(a)
 }
 
 // destination asks the kernel where the client wanted to go.
@@ -88,7 +120,7 @@ func (s *Server) judge(ctx context.Context, f *record) rules.Decision {
 		generation := s.generation.Load()
 		p := s.Policy()
 		r := f.facts(s.now())
-		d := Decide(s.Meter, p, r)
+		d := Decide(s.Meter, p.With(f.allowedOnce()), r)
 		if d.Verdict == rules.Inspect && d.NeedProgram && r.Program == nil && !r.ProgramFailed {
 			s.findProgram(ctx, f)
 			continue
@@ -109,7 +141,7 @@ func (s *Server) hear(ctx context.Context, f *flow, dst netip.AddrPort) rules.De
 	claim, err := s.look(&f.out, time.Now().Add(s.limits.Silence), dst)
 	if err == nil && claim.Kind == rules.ClaimNone {
 		d := s.judgeClaim(ctx, f, claim)
-		if d.Verdict == rules.Allow {
+		if d.Verdict == rules.Allow || d.Askable {
 			f.unheard = true
 			return d
 		}

@@ -13,8 +13,7 @@ func (s *Server) findProgram(ctx context.Context, f *record) {
 	if s.Program != nil {
 		ctx, cancel := context.WithTimeout(ctx, s.limits.Lookup)
 		defer cancel()
-		r := f.facts(s.now())
-		if p, err := s.Program(ctx, f.transport, f.client, netip.AddrPortFrom(r.Addr, r.Port)); err == nil {
+		if p, err := s.Program(ctx, f.transport, f.client, f.towards); err == nil {
 			found = p
 		}
 	}

@@ -38,8 +38,9 @@ type flow struct {
 	in, out pump // in: outside → container
 
 	// For the goroutine that handles it only.
-	unheard bool // allowed as a silent client; its first bytes are still to be judged
-	waiting bool // counted by the gauge of unfinished first messages while passing on
+	nameOnly bool // its address stood for a name, which it was judged by first
+	unheard  bool // allowed as a silent client; its first bytes are still to be judged
+	waiting  bool // counted by the gauge of unfinished first messages while passing on
 
 	// Guarded by mu.
 	relayed bool
@@ -102,6 +103,7 @@ func (s *Server) Kill(id uint64) bool {
 // where a rule asks for the first time which program opened a connection.
 func (s *Server) Rejudge() {
 	s.generation.Add(1)
+	s.wakeHeld()
 	for _, f := range s.all() {
 		if f.base().isLive() {
 			f.rejudge(context.Background(), s) // every wait has its own limit

@@ -21,6 +21,9 @@ type Inspected struct {
 	// Request are the facts that led here, Stage Hello. Request.Time is old
 	// by the time a request is judged; the rest holds for all of them.
 	Request rules.Request
+	// Towards is where the client's own socket goes: Request.Addr, unless
+	// another address stood for its name.
+	Towards netip.AddrPort
 	// Decision is the answer: Inspect, with Endpoint set.
 	Decision rules.Decision
 	// Dial connects to the address that was judged, within the limits. The
@@ -46,6 +49,7 @@ func (s *Server) inspect(ctx context.Context, f *flow, dst netip.AddrPort) {
 	in := Inspected{
 		Client:   &replayed{Conn: f.c, f: f},
 		Request:  f.facts(s.now()),
+		Towards:  f.towards,
 		Decision: f.verdict(),
 		Dial:     func(ctx context.Context) (*net.TCPConn, error) { return s.dial(ctx, dst) },
 	}

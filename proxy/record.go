@@ -36,6 +36,7 @@ type record struct {
 	started   time.Time // of the Server's clock
 	since     time.Time // of the real clock, for the duration
 	client    netip.AddrPort
+	towards   netip.AddrPort                 // where the client's own socket goes
 	moved     struct{ in, out atomic.Int64 } // bytes
 	datagrams struct{ in, out atomic.Int64 } // over UDP
 
@@ -46,6 +47,7 @@ type record struct {
 	request  rules.Request  // the facts so far
 	decision rules.Decision // the latest
 	judged   uint64         // the generation it is of
+	once     *rules.Layer   // what a person allowed for it alone; nil: nothing
 	session  string         // current when it was made
 	note     string         // what else the event's reason says
 	final    bool           // cut: decision and note stay as they are
@@ -139,6 +141,19 @@ func (f *record) verdict() rules.Decision {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.decision
+}
+
+func (f *record) allowedOnce() *rules.Layer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.once
+}
+
+// judgedFor is the session that was current when f was judged last.
+func (f *record) judgedFor() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.session
 }
 
 func (f *record) judgedAt() uint64 {

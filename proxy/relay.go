@@ -272,8 +272,7 @@ func (c *intercepted) whoConnects(ctx context.Context) (p *rules.Program, failed
 	if !c.sought && c.relay.Program != nil {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		dst := netip.AddrPortFrom(c.in.Request.Addr, c.in.Request.Port)
-		if p, err := c.relay.Program(ctx, rules.TCP, addrPort(c.in.Client.RemoteAddr()), dst); err == nil {
+		if p, err := c.relay.Program(ctx, rules.TCP, addrPort(c.in.Client.RemoteAddr()), c.in.Towards); err == nil {
 			c.program = p
 		}
 	}

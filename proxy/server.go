@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"weir/ask"
 	"weir/audit"
 	"weir/rules"
 )
@@ -44,6 +45,17 @@ type Server struct {
 	// OriginalDst returns where the client wanted to go (SO_ORIGINAL_DST).
 	// Required.
 	OriginalDst func(c *net.TCPConn) (netip.AddrPort, error)
+	// StandsFor returns the name that this container was given an address for in
+	// the place of the name's own, and false for every other address. nil: there
+	// are none.
+	StandsFor func(a netip.Addr) (name string, ok bool)
+	// Lookup resolves a name that an address stands for, once it is allowed, and
+	// notes that it did for Names. Required with StandsFor.
+	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
+	// Ask puts a flow that a person could allow to people, and returns where
+	// their answer will come; the error says why nobody is asked. nil: it is
+	// refused.
+	Ask func(q ask.Question) (*ask.Waiting, error)
 	// Dial connects to an address. nil: from this process's network namespace.
 	// Loopback, unspecified and multicast addresses never get here.
 	Dial func(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error)
@@ -79,6 +91,7 @@ type Server struct {
 	generation atomic.Uint64
 
 	mu       sync.Mutex
+	changed  chan struct{} // closed when held flows are to be looked at; nil: nobody waits for it
 	flows    map[uint64]party
 	lastID   uint64
 	closing  bool
@@ -205,6 +218,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.closing = true
 	l, served := s.listener, s.served
 	s.mu.Unlock()
+	s.wakeHeld()
 	s.stopUDP()
 	if served == nil {
 		return nil

@@ -139,6 +139,7 @@ func (s *Server) associate(ctx context.Context, c Capture, p pair) *association 
 	}
 	a := &association{dst: p.dst, server: s, capture: c, ended: make(chan struct{})}
 	s.start(&a.record, rules.UDP, p.client)
+	a.towards = p.dst
 	a.request.Addr, a.request.Port = p.dst.Addr(), p.dst.Port()
 	if repeats > 0 {
 		a.note = fmt.Sprintf("%d more datagrams were refused after the event before this", repeats)

@@ -12,6 +12,7 @@ import (
 
 	"weir/ask"
 	"weir/audit"
+	"weir/dnsmap"
 	"weir/rules"
 	"weir/store"
 )
@@ -75,6 +76,15 @@ func (c *Conductor) Questions(ctx context.Context, ref string) ([]OpenQuestion, 
 		list = append(list, OpenQuestion{q, choices(&q)})
 	}
 	return list, nil
+}
+
+// Asking counts the open questions, and the connections that wait for them.
+func (c *Conductor) Asking() (questions, held int) {
+	for _, q := range c.questions.Open("") {
+		questions++
+		held += q.Flows
+	}
+	return questions, held
 }
 
 // choices are what an answer to q can be about.
@@ -251,6 +261,14 @@ func questionError(err error) error {
 	return &Error{Conflict, fmt.Errorf("%w; see 'weir ask list'", err)}
 }
 
+// ask puts a held connection to people.
+func (c *Conductor) ask(q ask.Question) (*ask.Waiting, error) {
+	if q.Host == "" && dnsmap.IsPlaceholder(q.Addr) {
+		return nil, fmt.Errorf("%s stands for no name any more: look the name up again", q.Addr)
+	}
+	return c.questions.Ask(q)
+}
+
 // told records what happens to a question.
 func (c *Conductor) told(q ask.Question, end ask.End, r ask.Reply) {
 	e := audit.Event{
@@ -269,6 +287,9 @@ func (c *Conductor) told(q ask.Question, end ask.End, r ask.Reply) {
 		e.Reason = fmt.Sprintf("question %s: %s; %d connections", q.ID, r.Reason, q.Flows)
 		e.DurationMS = c.now().Sub(q.Asked).Milliseconds()
 		e.Verdict = "deny"
+		if r.Expired {
+			e.Layer = string(rules.Default)
+		}
 		if r.Allow {
 			e.Verdict = "allow"
 		}

@@ -150,6 +150,8 @@ func (c *Conductor) hints(a *attachment, q Question, attempt rules.Attempt, d ru
 		dest += "/udp"
 	}
 	switch {
+	case d.Askable:
+		return []string{"weir ask list    # the session asks: what connects there is held until a person answers"}
 	case d.Layer == rules.AddressGuard:
 		return nil // the reason says what there is to do, if anything
 	case d.Rule != nil && d.Rule.Source == rules.Global:
