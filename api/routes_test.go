@@ -60,6 +60,7 @@ func TestTheDescriptionIsTheCommittedOne(t *testing.T) {
 		"GET /v1/rules", "POST /v1/rules", "PUT /v1/rules/{id}", "DELETE /v1/rules/{id}", "POST /v1/explain",
 		"GET /v1/events", "GET /v1/events/stream", "GET /v1/dns/{container}", "GET /v1/policy/{container}",
 		"GET /v1/learn/{container}", "POST /v1/replay/{container}", "PUT /v1/sessions/{id}/inspect",
+		"GET /v1/questions", "POST /v1/questions/{id}",
 		"GET /v1/policies", "PUT /v1/policies/{name}", "DELETE /v1/policies/{name}",
 	} {
 		method, path, _ := strings.Cut(want, " ")
@@ -75,6 +76,7 @@ func TestListsAreNeverNull(t *testing.T) {
 		"/v1/attachments":             `[]`,
 		"/v1/sessions":                `[]`,
 		"/v1/policies":                `[]`,
+		"/v1/questions":               `[]`,
 		"/v1/rules?source=global":     `{"items":[],"total":0}`,
 		"/v1/events?container=nobody": `{"items":[]}`,
 	} {
@@ -184,6 +186,13 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/v1/sessions", `{"container":"web"`, 400, ""},
 		{"POST", "/v1/sessions", `{"id":"taken","container":"db"}`, 409, "web"},
 		{"POST", "/v1/sessions", `{"container":"pid:1"}`, 422, "host"},
+		{"POST", "/v1/sessions", `{"container":"web","ask":true,"allow_all":true}`, 422, "ask and allow_all"},
+		{"GET", "/v1/questions?container=web", "", 404, "not attached"},
+		{"POST", "/v1/questions/q-1", `{"verdict":"allow","for":"once"}`, 404, "q-1"},
+		{"POST", "/v1/questions/q-1", `{"verdict":"allow"}`, 422, "for"},
+		{"POST", "/v1/questions/q-1", `{"for":"once"}`, 422, "verdict"},
+		{"POST", "/v1/questions/q-1", `{"verdict":"perhaps","for":"once"}`, 422, "verdict"},
+		{"POST", "/v1/questions/q-1", `{"verdict":"deny","for":"session","what":"everything"}`, 422, "what"},
 		{"POST", "/v1/rules", `{"destination":"x.example"}`, 422, "action"},
 		{"POST", "/v1/rules", `{"destination":"","action":"deny"}`, 422, "destination"},
 		{"POST", "/v1/rules", `{"destination":"x.example","action":"deny","ports":"0"}`, 422, `"0"`},

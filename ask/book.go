@@ -271,6 +271,7 @@ func (b *Book) tell(q Question, end End, r Reply) {
 
 // Open lists the questions of a container, or of all with "", oldest first.
 func (b *Book) Open(container string) []Question {
+	b.start()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	list := make([]Question, 0, len(b.open))

@@ -54,6 +54,7 @@ var (
 //	connect, limit   Network Activity (4001)
 //	http, graphql    HTTP Activity (4002)
 //	tamper           Detection Finding (2004)
+//	ask              Network Activity (4001), of another kind
 //	lifecycle        Application Lifecycle (6002)
 //
 // with the profiles security_control and container. version is Weir's. What OCSF
@@ -114,10 +115,12 @@ func ocsfClass(e Event) (class, activity int, name string) {
 	case Lifecycle:
 		return classAppLifecycle, activityOther, "Other"
 	case DNS:
-		if denied {
+		if denied || e.Verdict == "" {
 			return classDNSActivity, 1, "Query"
 		}
 		return classDNSActivity, 6, "Traffic"
+	case Ask:
+		return classNetworkActivity, activityOther, "Other"
 	case HTTP, GraphQL:
 		method := strings.ToUpper(e.Method)
 		if id, ok := ocsfMethods[method]; ok {

@@ -47,7 +47,7 @@ func TestOCSFRequiredAttributes(t *testing.T) {
 		classDNSActivity:      {"src_endpoint"},
 		classAppLifecycle:     {"app"},
 	}
-	for _, typ := range []Type{DNS, Connect, HTTP, GraphQL, Lifecycle, Tamper, Limit} {
+	for _, typ := range []Type{DNS, Connect, HTTP, GraphQL, Lifecycle, Tamper, Limit, Ask} {
 		for _, verdict := range []string{"", "allow", "deny"} {
 			o := OCSF(Event{Type: typ, Verdict: verdict}, "")
 			class := o["class_uid"].(int)

@@ -57,6 +57,12 @@ func samples() map[string]Event {
 		"tamper": with(func(e *Event) {
 			e.Type, e.Verdict, e.Layer, e.Reason = Tamper, "", "", "ruleset was flushed and is back"
 		}),
+		"ask": with(func(e *Event) {
+			e.Type, e.Verdict, e.Layer, e.Address, e.Reason = Ask, "", "asked", "", "question q-1: no rule matched"
+		}),
+		"ask-answered": with(func(e *Event) {
+			e.Type, e.Verdict, e.Layer, e.Reason = Ask, "allow", "asked", "question q-1: allowed once by root"
+		}),
 		"lifecycle": {ID: 5, Time: at, Type: Lifecycle, Reason: "weir started"},
 	}
 }
@@ -73,6 +79,8 @@ func TestLine(t *testing.T) {
 		"graphql-deny":    "2026-05-01T12:00:00.123Z deny graphql web api.example.com:443 (203.0.113.7) POST /graphql mutation:Drop{deleteRepository,viewer} -:abc{-} by /usr/bin/curl: no rule matched [default]",
 		"limit":           "2026-05-01T12:00:00.123Z deny limit web api.example.com:443 (203.0.113.7) by /usr/bin/curl: more than 1000 connections",
 		"tamper":          "2026-05-01T12:00:00.123Z - tamper web api.example.com:443 (203.0.113.7) by /usr/bin/curl: ruleset was flushed and is back",
+		"ask":             "2026-05-01T12:00:00.123Z - ask web api.example.com:443 by /usr/bin/curl: question q-1: no rule matched [asked]",
+		"ask-answered":    "2026-05-01T12:00:00.123Z allow ask web api.example.com:443 (203.0.113.7) by /usr/bin/curl: question q-1: allowed once by root [asked]",
 		"lifecycle":       "2026-05-01T12:00:00.123Z - lifecycle -: weir started",
 	}
 	got := map[string]string{}

@@ -26,6 +26,14 @@ func TestParseLabels(t *testing.T) {
 			labels: map[string]string{"weir.attach": "true", "weir.session.allow-all": "true"},
 			want:   SessionLabels{Attach: true, Session: true, AllowAll: true},
 		},
+		{
+			labels: map[string]string{"weir.attach": "true", "weir.session.ask": "true"},
+			want:   SessionLabels{Attach: true, Session: true, Ask: true},
+		},
+		{
+			labels: map[string]string{"weir.attach": "true", "weir.session.ask": "true", "weir.session.allow-all": "true"},
+			errs:   []string{"weir.session.allow-all and weir.session.ask"},
+		},
 		{labels: map[string]string{"weir.session.ttl": "24h", "weir.attach": "true"}, want: SessionLabels{Attach: true, Session: true, TTL: 24 * time.Hour}},
 		{labels: map[string]string{"weir.session.ttl": "1h"}, errs: []string{"without weir.attach=true"}},
 		{labels: map[string]string{"weir.attach": "yes"}, errs: []string{`weir.attach="yes"`, `"true" or "false"`}},

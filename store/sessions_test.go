@@ -26,7 +26,7 @@ func TestSessionRoundTrip(t *testing.T) {
 	at := noon.UTC().Truncate(time.Microsecond)
 	given := Session{
 		SessionState: rules.SessionState{
-			ID: "s1", Container: "web", Seq: 99, Ended: true, Expires: noon.Add(time.Hour), TTL: time.Hour, AllowAll: true,
+			ID: "s1", Container: "web", Seq: 99, Ended: true, Expires: noon.Add(time.Hour), TTL: time.Hour, AllowAll: true, Ask: true,
 			Inspect: []string{"api.test", "b.test:8443"}, Labels: map[string]string{"task": "1", "": "odd"},
 			Rules: []rules.Rule{
 				{Destination: "a.test", Ports: "443", Transport: rules.TCP, Action: rules.ActionAllow, Binaries: []string{"/bin/x"}, Notes: "n"},
@@ -193,7 +193,7 @@ func TestSessionsModel(t *testing.T) {
 			"put": func(t *rapid.T) {
 				v := Session{SessionState: rules.SessionState{
 					ID: ids.Draw(t, "id"), Container: containers.Draw(t, "container"),
-					Expires: m.now.Add(ttls.Draw(t, "ttl")), AllowAll: rapid.Bool().Draw(t, "all"),
+					Expires: m.now.Add(ttls.Draw(t, "ttl")), AllowAll: rapid.Bool().Draw(t, "all"), Ask: rapid.Bool().Draw(t, "ask"),
 				}, PolicyText: rapid.SampledFrom([]string{"", "version: 1"}).Draw(t, "policy")}
 				for i := range rapid.IntRange(0, 3).Draw(t, "rules") {
 					v.Rules = append(v.Rules, rules.Rule{Destination: fmt.Sprintf("%d.test", i), Action: rules.ActionAllow})
@@ -229,6 +229,17 @@ func TestSessionsModel(t *testing.T) {
 					for i := range m.live[id].Rules {
 						m.live[id].Rules[i].Expires = expires
 					}
+				}
+			},
+			"add a rule": func(t *rapid.T) {
+				id := ids.Draw(t, "id")
+				live := m.isLive(id)
+				r := rules.Rule{Destination: "more.test", Action: rules.ActionDeny, Created: m.now}
+				_, err := s.AddSessionRule(ctx, id, r, m.now)
+				notFound(err, !live)
+				if live {
+					r.Source, r.SessionID, r.Expires = rules.Session, id, m.live[id].Expires
+					m.live[id].Rules = append(m.live[id].Rules, r)
 				}
 			},
 			"end": func(t *rapid.T) {
