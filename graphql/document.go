@@ -105,10 +105,25 @@ func syntax(err error) error {
 			return refuse(TypeSystem, "document%s: %s defines a type system, which is not executed", where, word)
 		}
 	}
-	if strings.Contains(message, "<Invalid>") { // the lexer's error, of which the parser keeps no more
-		message = "a character, number or string that GraphQL does not have"
+	return refuse(SyntaxError, "document%s: %s", where, withoutText(message))
+}
+
+// withoutText is the parser's message without what it repeats of the document:
+// the kinds of things it expected and found.
+func withoutText(message string) string {
+	expected, found, ok := strings.Cut(message, ", found ")
+	if !ok {
+		expected = ""
+		found, ok = strings.CutPrefix(message, "Unexpected ")
 	}
-	return refuse(SyntaxError, "document%s: %s", where, printable(message))
+	found, _, _ = strings.Cut(found, " ")
+	switch {
+	case !ok || found == "<Invalid>" || found == "single": // the lexer's, which quotes
+		return "a character, number or string that GraphQL does not have"
+	case expected == "":
+		return "unexpected " + found
+	}
+	return expected + ", found " + found
 }
 
 // selectOperation finds the operation that runs.

@@ -63,7 +63,7 @@ func InURL(rawQuery string) bool {
 func unescape(s string) (string, error) {
 	v, err := url.QueryUnescape(s)
 	if err != nil {
-		return "", refuse(InvalidEscape, "query string: %v", err)
+		return "", refuse(InvalidEscape, "query string with a bad percent escape")
 	}
 	return v, nil
 }

@@ -40,10 +40,10 @@ func parse(in Input, read documentReader) (Result, error) {
 		in.MaxBody = DefaultMaxBody
 	}
 	if in.Method != "GET" && in.Method != "POST" {
-		return Result{}, refuse(UnsupportedMethod, "method %s: GraphQL is sent with GET or POST", quote(in.Method))
+		return Result{}, refuse(UnsupportedMethod, "GraphQL is sent with GET or POST, and with no other method")
 	}
 	if e := in.ContentEncoding; e != "" && !strings.EqualFold(e, "identity") {
-		return Result{}, refuse(UnsupportedEncoding, "Content-Encoding %s: send the body without compression", quote(e))
+		return Result{}, refuse(UnsupportedEncoding, "Content-Encoding%s: send the body without compression", known(e, "gzip", "br", "deflate", "zstd", "compress"))
 	}
 	if len(in.Body) > in.MaxBody || len(in.RawQuery) > in.MaxBody {
 		return Result{}, refuse(TooLarge, "request is larger than the limit of %d bytes", in.MaxBody)
@@ -91,7 +91,9 @@ func checkContentType(header string) error {
 		}
 	}
 	if !ok || charsets > 1 {
-		return refuse(UnsupportedContentType, "Content-Type %s: send application/json, with charset utf-8 or none and no other parameter", quote(parts[0]))
+		return refuse(UnsupportedContentType, "Content-Type%s: send application/json, with charset utf-8 or none and no other parameter", known(strings.Trim(parts[0], " \t"),
+			"application/json", "application/graphql", "application/graphql+json", "application/graphql-response+json",
+			"application/x-www-form-urlencoded", "multipart/form-data", "multipart/mixed", "text/plain", "application/octet-stream"))
 	}
 	return nil
 }

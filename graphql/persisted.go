@@ -57,7 +57,7 @@ func readVersion(r *reader) (there bool, err error) {
 	case v == "null" || v == `""`:
 		return false, nil
 	case c == '-' || c >= '0' && c <= '9':
-		return false, refuse(HashVersion, "persistedQuery version %s: only version 1 is known", quote(v))
+		return false, refuse(HashVersion, "persistedQuery of another version than 1, the only one that is known")
 	}
 	return false, r.wrongType(keyVersion, "the number 1")
 }
@@ -68,9 +68,9 @@ func (e *envelope) operation(read documentReader) (Operation, error) {
 	case e.ids > 1:
 		return Operation{}, refuse(TwoIDs, "two ids of a persisted operation: send one of id, documentId and queryId")
 	case e.id != "" && e.hash != "":
-		return Operation{}, refuse(IDWithHash, "id %s together with a persisted hash: send one of them", quote(e.id))
+		return Operation{}, refuse(IDWithHash, "an id together with a persisted hash: send one of them")
 	case e.id != "" && e.document != "":
-		return Operation{}, refuse(IDWithDocument, "id %s together with a document: send one of them", quote(e.id))
+		return Operation{}, refuse(IDWithDocument, "an id together with a document: send one of them")
 	case e.id != "":
 		return Operation{Name: e.operationName, Persisted: e.id}, nil
 	case e.document == "" && e.hash != "":
@@ -80,7 +80,7 @@ func (e *envelope) operation(read documentReader) (Operation, error) {
 	case e.hash != "":
 		sum := sha256.Sum256([]byte(e.document))
 		if want := hex.EncodeToString(sum[:]); !strings.EqualFold(want, e.hash) {
-			return Operation{}, refuse(HashMismatch, "persisted hash %s is not the document's, %s", quote(e.hash), want)
+			return Operation{}, refuse(HashMismatch, "the persisted hash is not the document's, which is %s", want)
 		}
 	}
 	return read(e.document, e.operationName)

@@ -2,7 +2,6 @@ package graphql
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 )
 
@@ -61,8 +60,9 @@ const (
 type Error struct {
 	Code Code
 	// Message is one line that says what is wrong; its length is bounded. It is
-	// fit to be stored: names of operations, fragments and protocol elements may
-	// be in it, values of the document, of variables and of parameters are not.
+	// fit to be stored: names of operations and fragments, and those of protocol
+	// elements that are widely known, may be in it; nothing else of the document,
+	// and no value of a variable, parameter or header field.
 	Message string
 }
 
@@ -89,18 +89,15 @@ func quote(s string) string {
 	return fmt.Sprintf("%q", s)
 }
 
-// printable makes a message that repeats untrusted text one short line.
-func printable(message string) string {
-	message = strings.Map(func(r rune) rune {
-		if !strconv.IsPrint(r) {
-			return '.'
+// known repeats a value of the client's with a space before it, if it is one of
+// a few that are no secret: whatever else it is, it stays out of messages.
+func known(value string, list ...string) string {
+	for _, k := range list {
+		if strings.EqualFold(value, k) {
+			return " " + k
 		}
-		return r
-	}, message)
-	if cut := 2 * maxQuoted; len(message) > cut {
-		message = strings.ToValidUTF8(message[:cut], "") + "…"
 	}
-	return message
+	return ""
 }
 
 func refuse(code Code, format string, args ...any) error {

@@ -54,7 +54,7 @@ func ParseMessage(subprotocol string, text []byte) (Message, error) {
 
 func parseMessage(subprotocol string, text []byte, read documentReader) (Message, error) {
 	if subprotocol != TransportWS && subprotocol != LegacyWS {
-		return Message{}, refuse(UnsupportedSubprotocol, "subprotocol %s: speak %s or %s", quote(subprotocol), TransportWS, LegacyWS)
+		return Message{}, refuse(UnsupportedSubprotocol, "a WebSocket without a known GraphQL subprotocol: speak %s or %s", TransportWS, LegacyWS)
 	}
 	if err := checkText(text); err != nil {
 		return Message{}, err
@@ -94,9 +94,10 @@ func parseMessage(subprotocol string, text []byte, read documentReader) (Message
 	if err != nil {
 		return Message{}, err
 	}
-	kind, known := kindOf(subprotocol, typ)
-	if !known {
-		return Message{}, refuse(UnknownMessage, "message of type %s: no client sends it in %s", quote(typ), subprotocol)
+	kind, ok := kindOf(subprotocol, typ)
+	if !ok {
+		return Message{}, refuse(UnknownMessage, "message of another type%s than clients send in %s", known(typ, "subscribe", "start", "complete", "stop",
+			"connection_init", "connection_ack", "connection_error", "connection_terminate", "ping", "pong", "next", "data", "error", "ka"), subprotocol)
 	}
 	if kind.id && id == "" {
 		return Message{}, refuse(WrongType, "message of type %q needs an id, a string", typ)

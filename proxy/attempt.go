@@ -39,6 +39,9 @@ func JudgeAttempt(p *rules.Policy, a rules.Attempt, r *RawRequest) (rules.Decisi
 		return d, operations
 	}
 	for _, other := range methodOverrides(method, r.Header) {
+		if !overridingMethod(other) {
+			return Refused(conn, "malformed request: "+noOverride), nil
+		}
 		d, operations := judge(other)
 		if d.Verdict == rules.Deny {
 			d.Reason = "a header field overrides the method " + method + ": " + d.Reason
@@ -75,7 +78,7 @@ func refused(a rules.Attempt, conn rules.Decision, method string, r *RawRequest)
 	case method == http.MethodConnect:
 		return "CONNECT asks the server to be a proxy, and what would go through it cannot be judged"
 	case r.Upgrade != "" && r.Upgrade != "websocket":
-		return fmt.Sprintf("an upgrade to %q cannot be inspected and is never relayed", r.Upgrade)
+		return fmt.Sprintf("an upgrade to %s cannot be inspected and is never relayed", rules.UpgradeName(r.Upgrade))
 	}
 	return ""
 }

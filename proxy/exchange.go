@@ -229,7 +229,9 @@ func eventOf(c *intercepted, facts rules.Request, d rules.Decision, session stri
 	if facts.HTTP != nil {
 		ev.Method = facts.HTTP.Method
 		ev.Path = pathOf(d, facts)
-		ev.Upgrade = facts.HTTP.Upgrade
+		if facts.HTTP.Upgrade != "" {
+			ev.Upgrade = rules.UpgradeName(facts.HTTP.Upgrade)
+		}
 	}
 	if facts.Program != nil {
 		ev.Binary = facts.Program.Path

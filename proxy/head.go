@@ -187,13 +187,13 @@ func (h *requestHead) readFields(lines []field) error {
 			lengths++
 			n, ok := parseLength(f.value)
 			if !ok {
-				return problem("malformed Content-Length " + strconv.Quote(f.value))
+				return problem("malformed Content-Length")
 			}
 			h.length = n
 		case strings.EqualFold(name, "Transfer-Encoding"):
 			encodings++
 			if !strings.EqualFold(f.value, "chunked") {
-				return problem("Transfer-Encoding " + strconv.Quote(f.value) + "; only chunked is known")
+				return problem("a Transfer-Encoding other than chunked")
 			}
 			h.chunked = true
 		case strings.EqualFold(name, "Connection"):
@@ -210,7 +210,7 @@ func (h *requestHead) readFields(lines []field) error {
 			h.trailers = h.trailers || slices.Contains(tokens(f.value), "trailers")
 		case strings.EqualFold(name, "Expect"):
 			if !strings.EqualFold(f.value, "100-continue") {
-				return problem("Expect " + strconv.Quote(f.value) + "; only 100-continue is known")
+				return problem("an Expect other than 100-continue")
 			}
 			h.expects = h.minor == 1
 		case hopByHop(name):
@@ -261,7 +261,7 @@ func (h *requestHead) readTarget() error {
 		h.authority = authority
 	}
 	if !strings.EqualFold(authority, h.authority) {
-		return problem("the request target is for " + strconv.Quote(authority) + " and the Host field for " + strconv.Quote(h.authority))
+		return problem("the request target is for " + spoken(authority) + " and the Host field for " + spoken(h.authority))
 	}
 	h.target = rest[len(authority):]
 	if h.target == "" || h.target[0] != '/' {

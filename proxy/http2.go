@@ -35,16 +35,16 @@ type http2Conn struct {
 // serveHTTP2 relays the requests of t until it ends.
 func (c *intercepted) serveHTTP2(ctx context.Context, t *tls.Conn) {
 	limits := c.relay.limits
-	quiet := log.New(io.Discard, "", 0) // what goes wrong in a request is in its event
 	h := &http2Conn{c: c, transport: &http2.Transport{
 		DisableCompression: true, // the client's Accept-Encoding is the one that counts
 		MaxHeaderListSize:  uint32(limits.HeaderBytes),
 	}}
 	server := &http2.Server{MaxConcurrentStreams: uint32(limits.Streams), CountError: h.unheard}
 	server.ServeConn(t, &http2.ServeConnOpts{
-		Context:    ctx,
-		Handler:    h,
-		BaseConfig: &http.Server{MaxHeaderBytes: limits.HeaderBytes, ErrorLog: quiet},
+		Context: ctx,
+		Handler: h,
+		// Up to twice the limit a head gets to where its refusal is recorded.
+		BaseConfig: &http.Server{MaxHeaderBytes: 2 * limits.HeaderBytes, ErrorLog: log.New(h, "", 0)},
 	})
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -57,13 +57,37 @@ func (c *intercepted) serveHTTP2(ctx context.Context, t *tls.Conn) {
 // pseudo-header fields are no request. Its other errors are about frames: what
 // they belong to has an event, or asked for nothing.
 func (h *http2Conn) unheard(kind string) {
-	what, ok := strings.CutPrefix(kind, "stream_PROTOCOL_ERROR_bad_")
-	if !ok {
+	why := ""
+	switch strings.TrimPrefix(kind, "stream_PROTOCOL_ERROR_") {
+	case "bad_path", "bad_path_method", "bad_connect":
+		why = "HTTP/2 stream with a bad path, method or scheme"
+	case "userinfo_in_authority", "invalid_authority":
+		why = "no or a malformed :authority"
+	case "authority_host_mismatch":
+		why = "the :authority and the Host field differ"
+	case "multiple_host_headers":
+		why = "more than one Host field"
+	default:
 		return
 	}
+	h.refuse(why)
+}
+
+func (h *http2Conn) refuse(why string) {
 	e := h.c.begin()
-	e.refuse(malformed("HTTP/2 stream with a bad " + strings.ReplaceAll(what, "_", " or ")))
+	e.refuse(malformed(why))
 	e.finish()
+}
+
+// Write takes what the library logs: why it ends a connection whose frames
+// break the protocol, or are too many that ask for nothing. What goes wrong in
+// a request is in its event.
+func (h *http2Conn) Write(line []byte) (int, error) {
+	if why, ok := strings.CutPrefix(string(line), "http2: server connection error from "); ok {
+		why = why[strings.LastIndexByte(why, ' ')+1:] // the code's name
+		h.refuse("the connection breaks HTTP/2 (" + strings.TrimSpace(why) + ")")
+	}
+	return len(line), nil
 }
 
 // connection returns a connection to the server that takes another stream.
@@ -142,11 +166,19 @@ func (h *http2Conn) rule(ctx context.Context, e *exchange, req *http.Request) ru
 		a.body = req.Body
 	}
 	hosts := req.Header.Values("Host")
-	fields := 0
-	for _, vs := range req.Header {
+	fields, size := 0, 0
+	for name, vs := range req.Header {
 		fields += len(vs)
+		for _, v := range vs {
+			size += len(name) + len(v)
+		}
 	}
 	switch {
+	case !isToken([]byte(a.method)) || len(a.method) > maxMethod:
+		a.method = ""
+		return e.unfit(a, malformed("malformed method"))
+	case size > h.c.relay.limits.HeaderBytes:
+		return e.unfit(a, malformed("the head is longer than "+strconv.Itoa(h.c.relay.limits.HeaderBytes)+" bytes"))
 	case fields > h.c.relay.limits.Fields:
 		return e.unfit(a, malformed("more than "+strconv.Itoa(h.c.relay.limits.Fields)+" header fields"))
 	case req.Host == "" || !utterable(req.Host):
@@ -195,15 +227,24 @@ func (h *http2Conn) forward(ctx context.Context, e *exchange, w http.ResponseWri
 			e.fail("broken off before the server answered")
 			panic(http.ErrAbortHandler)
 		}
-		e.fail("no answer from the server: " + err.Error())
+		e.fail("no answer from the server: " + serversError(err))
 		h.answer(w, req, e.answer(http.StatusBadGateway, r.grpc))
 		return
 	}
 	defer res.Body.Close()
 	if err := h.pass(e, w, res); err != nil {
-		e.fail("broken off: " + err.Error())
+		e.fail("broken off: " + serversError(err))
 		panic(http.ErrAbortHandler) // a reset of the stream, not an end
 	}
+}
+
+// serversError is an error of the server's connection without the text that
+// the server may have put into it.
+func serversError(err error) string {
+	if away, ok := errors.AsType[http2.GoAwayError](err); ok {
+		return "it went away (" + away.ErrCode.String() + ")"
+	}
+	return err.Error()
 }
 
 // outgoing is the request as it was judged.

@@ -17,7 +17,7 @@ func TestRelayRecordsStreamsThatAreNoRequest(t *testing.T) {
 	l := newRelayLab(t, 443, restPolicy)
 	var server canary
 	l.serve(&server, protocolsOf(true)...)
-	for path, why := range map[string]string{"/ok/%zz": "bad path", "": "bad path or method"} {
+	for path, why := range map[string]string{"/ok/%zz": "bad path", "": "bad path"} {
 		c := l.dial("h2")
 		var block bytes.Buffer
 		enc := hpack.NewEncoder(&block)

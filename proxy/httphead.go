@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"weir/rules"
 )
 
 // maxMethod is the longest run of letters at the start of a connection that
@@ -131,7 +133,7 @@ func checkTarget(method, target, host string, port uint16) error {
 			return err
 		}
 		if !strings.EqualFold(name, host) || p != port {
-			return problem("CONNECT asks for " + strconv.Quote(target) + ", which is not where this connection goes")
+			return problem("CONNECT asks for " + spoken(target) + ", which is not where this connection goes")
 		}
 		return nil
 	}
@@ -159,7 +161,7 @@ func checkTarget(method, target, host string, port uint16) error {
 		}
 	}
 	if name == "" || !strings.EqualFold(name, host) || p != port {
-		return problem("the request asks for " + strconv.Quote(scheme+"://"+authority) + ", which is not where this connection goes")
+		return problem("the request asks for " + spoken(authority) + ", which is not where this connection goes")
 	}
 	return nil
 }
@@ -167,7 +169,7 @@ func checkTarget(method, target, host string, port uint16) error {
 // splitAuthority takes host[:port] apart (RFC 9110, 7.2). Brackets stay off
 // the host of an address literal. A port of 0 stands for none.
 func splitAuthority(s string) (host string, port uint16, err error) {
-	bad := problem("malformed host " + strconv.Quote(s))
+	bad := problem("malformed host")
 	for i := range len(s) {
 		if c := s[i]; c <= ' ' || c == 0x7f || strings.IndexByte("%@/\\?#,\"<>", c) >= 0 {
 			return "", 0, bad
@@ -195,6 +197,21 @@ func splitAuthority(s string) (host string, port uint16, err error) {
 		return "", 0, bad
 	}
 	return host, uint16(p), nil
+}
+
+// spoken is how messages repeat an authority: only what is a host's name or
+// address can be told from what else a client may have put there.
+func spoken(authority string) string {
+	host, _, err := splitAuthority(authority)
+	if err == nil {
+		if _, err = rules.CanonicalName(host); err != nil {
+			_, err = netip.ParseAddr(host)
+		}
+	}
+	if err != nil {
+		return "something that is no host"
+	}
+	return strconv.Quote(authority)
 }
 
 // cutBlank cuts b at its first blank or tab.

@@ -78,6 +78,9 @@ func (e *exchange) rule(ctx context.Context, a asked) ruling {
 	}
 	// What a framework would make of the request is judged as well.
 	for _, method := range overrides {
+		if !overridingMethod(method) {
+			return r.refuse(e, malformed(noOverride))
+		}
 		other := facts
 		other.HTTP = &rules.HTTPRequest{Method: method, Target: a.target, Upgrade: a.upgrade}
 		d := e.judge(ctx, other)
@@ -85,8 +88,8 @@ func (e *exchange) rule(ctx context.Context, a asked) ruling {
 		e.facts = facts
 		e.mu.Unlock()
 		switch {
-		case messageMethod(method) || d.Malformed:
-			return r.refuse(e, malformed("a header field overrides the method with "+strconv.Quote(method)))
+		case d.Malformed:
+			return r.refuse(e, malformed("a header field overrides the method, and "+strings.TrimPrefix(d.Reason, "malformed request: ")))
 		case d.Verdict == rules.Inspect:
 			d.Reason = "a header field overrides the method " + a.method + " with " + method + ", and the body is read as one or the other"
 			return r.refuse(e, d)
@@ -103,7 +106,7 @@ func (e *exchange) rule(ctx context.Context, a asked) ruling {
 		return e.classify(ctx, a, r, strings.Join(types, ", "), strings.Join(encodings, ", "))
 	}
 	if r.Verdict == rules.Allow && a.upgrade != "" && a.upgrade != "websocket" {
-		return r.refuse(e, deny(rules.Default, "an upgrade to %q cannot be inspected and is never relayed", a.upgrade))
+		return r.refuse(e, deny(rules.Default, "an upgrade to %s cannot be inspected and is never relayed", rules.UpgradeName(a.upgrade)))
 	}
 	if learns(r.Decision) {
 		return e.observe(ctx, a, r, strings.Join(types, ", "), strings.Join(encodings, ", "))
@@ -200,6 +203,21 @@ func overridesMethod(name string) bool {
 	return oneOf(strings.ReplaceAll(name, "_", "-"), "X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
 }
 
+// noOverride is the reason where overridingMethod says no.
+const noOverride = "a header field overrides the method with something that is none"
+
+// overridingMethod: what a header field can put in the place of the method, in
+// upper case: the methods of RFC 9110, 5789 and 4918. It is told in reasons, and
+// anything else may be a secret.
+func overridingMethod(method string) bool {
+	switch method {
+	case "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PATCH",
+		"PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK":
+		return true
+	}
+	return false
+}
+
 // misdirected says why a request is not for where its connection goes, or "".
 func (c *intercepted) misdirected(authority string) string {
 	if authority == "" || authority == c.name || authority == c.nameAndPort {
@@ -215,7 +233,7 @@ func (c *intercepted) misdirected(authority string) string {
 			return ""
 		}
 	}
-	return "the request is for " + strconv.Quote(authority) + ", and its connection was judged for " + strconv.Quote(c.nameAndPort)
+	return "the request is for " + spoken(authority) + ", and its connection was judged for " + strconv.Quote(c.nameAndPort)
 }
 
 // authority is what to send as Host or :authority: the judged name, with the
@@ -230,12 +248,18 @@ func (c *intercepted) authority(asked string) string {
 	return c.name
 }
 
-// pathOf is the path without the query, which may hold anything.
+// pathOf is the path without the query and the fragment, which may hold
+// anything, as may a target that has no path.
 func pathOf(d rules.Decision, facts rules.Request) string {
 	target := d.Path
 	if target == "" && facts.HTTP != nil {
 		target = facts.HTTP.Target
 	}
-	path, _, _ := strings.Cut(target, "?")
-	return path
+	if target != "*" && !strings.HasPrefix(target, "/") {
+		return ""
+	}
+	if i := strings.IndexAny(target, "?#"); i >= 0 {
+		target = target[:i]
+	}
+	return target
 }

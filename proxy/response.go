@@ -48,7 +48,7 @@ func parseResponseHead(text string, maxFields int) (*responseHead, error) {
 			h.length = n
 		case strings.EqualFold(f.name, "Transfer-Encoding"):
 			if h.chunked || !strings.EqualFold(f.value, "chunked") {
-				return nil, problem("Transfer-Encoding " + strconv.Quote(f.value) + "; only chunked is known")
+				return nil, problem("a Transfer-Encoding other than chunked")
 			}
 			h.chunked = true
 		case strings.EqualFold(f.name, "Connection"):

@@ -50,7 +50,7 @@ func (h *http1) webSocket(ctx context.Context, e *exchange, head *requestHead, r
 		Subprotocols: subprotocols(head),
 	})
 	if err != nil {
-		return h.noUpgrade(e, head, u, shake.res, err)
+		return h.noUpgrade(e, head, u, shake)
 	}
 	defer server.CloseNow()
 	client, err := websocket.Accept(&upgrader{h: h, res: shake.res, header: make(http.Header)}, upgradeRequest(head), &websocket.AcceptOptions{
@@ -58,7 +58,7 @@ func (h *http1) webSocket(ctx context.Context, e *exchange, head *requestHead, r
 		Subprotocols:       []string{server.Subprotocol()},
 	})
 	if err != nil {
-		e.fail("the upgrade failed: " + err.Error())
+		e.fail("the upgrade failed on the client's side") // the error repeats header fields
 		return false
 	}
 	defer client.CloseNow()
@@ -116,6 +116,7 @@ type handshake struct {
 	r    ruling
 	u    *upstream
 	res  *responseHead
+	err  error // why there is no res
 }
 
 func (s *handshake) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -129,12 +130,12 @@ func (s *handshake) RoundTrip(req *http.Request) (*http.Response, error) {
 	head.trailers = false
 	head.fields = slices.DeleteFunc(slices.Clone(head.fields), func(f field) bool { return strings.HasPrefix(strings.ToLower(f.name), "sec-websocket-") })
 	s.h.writeRequest(s.u.bw, &head, s.r, own)
-	if err := s.u.bw.Flush(); err != nil {
-		return nil, err
+	var res *responseHead
+	if s.err = s.u.bw.Flush(); s.err == nil {
+		res, s.err = s.h.c.readResponse(s.e, s.u)
 	}
-	res, err := s.h.c.readResponse(s.e, s.u)
-	if err != nil {
-		return nil, err
+	if s.err != nil {
+		return nil, s.err
 	}
 	s.res = res
 	out := &http.Response{StatusCode: res.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header), Body: http.NoBody, Request: req}
@@ -151,11 +152,15 @@ func (s *handshake) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // noUpgrade passes on what the server said instead of 101.
-func (h *http1) noUpgrade(e *exchange, head *requestHead, u *upstream, res *responseHead, err error) bool {
+func (h *http1) noUpgrade(e *exchange, head *requestHead, u *upstream, shake *handshake) bool {
 	h.up = nil
+	res, err := shake.res, shake.err
 	if res == nil || res.status < 200 {
 		h.c.release(u, false)
-		return h.broken(e, head, serverProblem{err}, false)
+		if err == nil { // what the library says repeats header fields
+			err = serverProblem{problem("its answer to the upgrade is not one of RFC 6455")}
+		}
+		return h.broken(e, head, err, false)
 	}
 	res.closes = true // one answer, then a new connection
 	err = h.writeResponse(e, head, u, res)

@@ -32,7 +32,7 @@ func judgeRequest(offered []*Rule, r *Request, trace func(Step)) Decision {
 	j.upgrade = strings.ToLower(r.HTTP.Upgrade)
 	j.operations, j.classified = r.Operations, r.Stage == GraphQL
 	if !isToken(j.method) {
-		return j.malformed(fmt.Sprintf("the method %q is not one", r.HTTP.Method))
+		return j.malformed("its method is none")
 	}
 	t, err := parseTarget(r.HTTP.Target)
 	if err != nil {
@@ -163,6 +163,18 @@ func (j *requestJudge) badSlash(e *Endpoint) string {
 	return ""
 }
 
+// UpgradeName is how messages and events call the protocols that a request
+// asks to upgrade to: by name if they are known, as a client can write anything
+// there, and "another protocol" otherwise.
+func UpgradeName(upgrade string) string {
+	upgrade = strings.ToLower(upgrade)
+	switch upgrade {
+	case "websocket", "h2c", "h2", "http/2.0", "tcp", "spdy/3.1", "tls/1.0", "tls/1.2", "tls/1.3", "connect-udp", "connect-ip":
+		return upgrade
+	}
+	return "another protocol"
+}
+
 func inspectedRule(r *Rule) bool { return r.Endpoint.Inspected() }
 
 // impossible returns why a request cannot pass an endpoint whatever its rules
@@ -177,7 +189,7 @@ func (j *requestJudge) impossible(e *Endpoint) string {
 	case message || j.upgrade == "":
 		return ""
 	case j.upgrade != "websocket":
-		return fmt.Sprintf("%s: an upgrade to %q cannot be inspected and is never relayed", j.what(), j.upgrade)
+		return fmt.Sprintf("%s: an upgrade to %s cannot be inspected and is never relayed", j.what(), UpgradeName(j.upgrade))
 	case j.method != "GET":
 		return fmt.Sprintf("%s: a WebSocket is opened by GET", j.what())
 	case e.Protocol == ProtocolREST:

@@ -197,7 +197,7 @@ func unescape(s string, plus bool) (string, error) {
 		case s[i] != '%':
 			out.WriteByte(s[i])
 		case i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]):
-			return "", fmt.Errorf("has the bad escape %q", s[i:min(i+3, len(s))])
+			return "", errors.New("has a bad percent escape")
 		default:
 			out.WriteByte(unhex(s[i+1])<<4 | unhex(s[i+2]))
 			i += 2
