@@ -22,6 +22,15 @@ import (
 	"weir/rules"
 )
 
+// How many bytes are held of what a server sends and its client has not taken:
+// of one stream, and of a connection. A client that leaves so much unread stops
+// the other streams of its connection too, and holds no more memory with any
+// number of them.
+const (
+	serverStreamWindow = 1 << 20
+	serverWindow       = 2 << 20
+)
+
 // An http2Conn is a connection on which the client speaks HTTP/2. Each of its
 // streams is judged by itself.
 type http2Conn struct {
@@ -35,10 +44,17 @@ type http2Conn struct {
 // serveHTTP2 relays the requests of t until it ends.
 func (c *intercepted) serveHTTP2(ctx context.Context, t *tls.Conn) {
 	limits := c.relay.limits
-	h := &http2Conn{c: c, transport: &http2.Transport{
-		DisableCompression: true, // the client's Accept-Encoding is the one that counts
-		MaxHeaderListSize:  uint32(limits.HeaderBytes),
-	}}
+	transport, err := http2.ConfigureTransports(&http.Transport{HTTP2: &http.HTTP2Config{
+		// What a server may send that the client does not take yet.
+		MaxReceiveBufferPerStream:     serverStreamWindow,
+		MaxReceiveBufferPerConnection: serverWindow,
+	}})
+	if err != nil { // an http.Transport that was configured before
+		panic(err)
+	}
+	transport.DisableCompression = true // the client's Accept-Encoding is the one that counts
+	transport.MaxHeaderListSize = uint32(limits.HeaderBytes)
+	h := &http2Conn{c: c, transport: transport}
 	server := &http2.Server{MaxConcurrentStreams: uint32(limits.Streams), CountError: h.unheard}
 	server.ServeConn(t, &http2.ServeConnOpts{
 		Context: ctx,
@@ -110,7 +126,7 @@ func (h *http2Conn) connection(ctx context.Context) (*http2.ClientConn, error) {
 		h.c.release(u, false)
 		return nil, errors.New("the server does not speak HTTP/2 any more")
 	}
-	if h.up, err = h.transport.NewClientConn(u.Conn); err != nil {
+	if h.up, err = h.transport.NewClientConn(&smallFrames{Conn: u.Conn}); err != nil {
 		h.c.release(u, false)
 		return nil, fmt.Errorf("HTTP/2 with the server: %w", err)
 	}

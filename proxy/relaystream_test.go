@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -220,8 +221,66 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
+// bigBody is 256 MiB, or 10 GiB in a run that may take long.
+func bigBody() int64 {
+	if os.Getenv("WEIR_SOAK") != "" {
+		return 10 << 30
+	}
+	return 256 << 20
+}
+
+// heapWatch notes the most heap in use, as reads of a body go by.
+type heapWatch struct {
+	io.Reader
+	reads  int
+	before uint64
+	most   uint64
+}
+
+func (h *heapWatch) Read(p []byte) (int, error) {
+	if h.reads++; h.reads%1000 == 1 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		if h.before == 0 {
+			h.before = m.HeapInuse
+		}
+		h.most = max(h.most, m.HeapInuse)
+	}
+	return h.Reader.Read(p)
+}
+
+func TestRelayBigDownloadInConstantMemory(t *testing.T) {
+	size := bigBody()
+	for name, h2 := range map[string]bool{"h1": false, "h2": true} {
+		t.Run(name, func(t *testing.T) {
+			l := newRelayLab(t, 443, restPolicy)
+			l.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(w, io.LimitReader(zeros{}, size))
+			}), protocolsOf(h2)...)
+			client := l.client(h2)
+			client.Timeout = 0
+			res, err := client.Get(l.url("/ok/big"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			runtime.GC()
+			watched := &heapWatch{Reader: res.Body}
+			if n, err := io.Copy(io.Discard, watched); err != nil || n != size {
+				t.Errorf("%d bytes came: %v", n, err)
+			}
+			if watched.most > watched.before+64<<20 {
+				t.Errorf("%d MB of heap in use, %d MB before", watched.most>>20, watched.before>>20)
+			}
+			if e := l.event(audit.HTTP); e.BytesIn < size {
+				t.Errorf("bytes in %d", e.BytesIn)
+			}
+		})
+	}
+}
+
 func TestRelayBigUploadInConstantMemory(t *testing.T) {
-	const size = 1 << 30
+	size := bigBody()
 	for _, form := range []struct {
 		name    string
 		h2      bool
@@ -235,30 +294,21 @@ func TestRelayBigUploadInConstantMemory(t *testing.T) {
 				got <- n
 			}), protocolsOf(form.h2)...)
 			runtime.GC()
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			before, most, reads := m.HeapInuse, uint64(0), 0
-			body := io.LimitReader(zeros{}, size)
-			watched := readerFunc(func(p []byte) (int, error) {
-				n, err := body.Read(p)
-				if reads++; reads%1000 == 0 {
-					runtime.ReadMemStats(&m)
-					most = max(most, m.HeapInuse)
-				}
-				return n, err
-			})
+			watched := &heapWatch{Reader: io.LimitReader(zeros{}, size)}
 			req, _ := http.NewRequest("PUT", l.url("/ok/big"), watched)
 			if !form.chunked {
 				req.ContentLength = size
 			}
-			if code, _, err := readRes(l.client(form.h2).Do(req)); err != nil || code != 200 {
+			client := l.client(form.h2)
+			client.Timeout = 0
+			if code, _, err := readRes(client.Do(req)); err != nil || code != 200 {
 				t.Fatalf("%d %v", code, err)
 			}
 			if n := <-got; n != size {
 				t.Errorf("the server got %d bytes", n)
 			}
-			if most > before+64<<20 {
-				t.Errorf("%d MB of heap in use, %d MB before", most>>20, before>>20)
+			if watched.most > watched.before+64<<20 {
+				t.Errorf("%d MB of heap in use, %d MB before", watched.most>>20, watched.before>>20)
 			}
 			if e := l.event(audit.HTTP); e.BytesOut < size {
 				t.Errorf("bytes out %d", e.BytesOut)
@@ -266,10 +316,6 @@ func TestRelayBigUploadInConstantMemory(t *testing.T) {
 		})
 	}
 }
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestRelayPipelining(t *testing.T) {
 	l := newRelayLab(t, 443, restPolicy)
