@@ -166,7 +166,7 @@ func (s *Server) judgeClaim(ctx context.Context, f *flow, claim rules.Claim) rul
 // pass connects f to its destination and moves bytes until both sides ended.
 func (s *Server) pass(ctx context.Context, f *flow, client side, dst netip.AddrPort) {
 	found := s.learnProgram(ctx, f)
-	up, err := s.dial(ctx, dst)
+	up, err := s.open(ctx, dst)
 	found()
 	if err != nil {
 		f.fail("could not connect: " + err.Error())

@@ -44,7 +44,8 @@ type flow struct {
 
 	// Guarded by mu.
 	relayed bool
-	c, up   *net.TCPConn
+	c       *net.TCPConn
+	up      socket             // nil until it is connected, and if it is relayed
 	release context.CancelFunc // ends a relay; nil without one
 }
 
@@ -177,7 +178,9 @@ func (f *flow) hangUp() {
 // reset is for holders of mu.
 func (f *flow) reset() {
 	abort(f.c)
-	abort(f.up)
+	if f.up != nil {
+		abort(f.up)
+	}
 	if f.release != nil {
 		f.release()
 	}
@@ -198,11 +201,13 @@ func (f *flow) close() {
 // goLive says that bytes may move from now on; false if it was cut meanwhile.
 // From here on Rejudge sees the flow, and its evidence is what it is: nothing
 // more will be looked at but what unheard says.
-func (f *flow) goLive(up *net.TCPConn, relayed bool) bool {
+func (f *flow) goLive(up socket, relayed bool) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.final {
-		abort(up)
+		if up != nil {
+			abort(up)
+		}
 		return false
 	}
 	f.up, f.live, f.relayed = up, true, relayed

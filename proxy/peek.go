@@ -25,8 +25,8 @@ var errPeekFull = errors.New("too many unfinished first messages")
 // not a byte came in time, and look may be called again; with io.EOF: nothing
 // will come.
 func (s *Server) look(p *pump, deadline time.Time, dst netip.AddrPort) (rules.Claim, error) {
-	p.src.conn.SetReadDeadline(deadline)
-	defer p.src.conn.SetReadDeadline(time.Time{})
+	p.src.SetReadDeadline(deadline)
+	defer p.src.SetReadDeadline(time.Time{})
 	err := p.read()
 	if errors.Is(err, os.ErrDeadlineExceeded) || err == io.EOF {
 		return rules.Claim{}, ignoreDeadline(err)
@@ -42,7 +42,7 @@ func (s *Server) look(p *pump, deadline time.Time, dst netip.AddrPort) (rules.Cl
 		return rules.Claim{}, errPeekFull
 	}
 	defer s.gauges.peeking.leave()
-	p.src.conn.SetReadDeadline(time.Now().Add(s.limits.Hello))
+	p.src.SetReadDeadline(time.Now().Add(s.limits.Hello))
 	for need > 0 {
 		before := len(p.buf)
 		err := p.read()

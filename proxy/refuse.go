@@ -2,18 +2,21 @@ package proxy
 
 import (
 	"fmt"
-	"net"
+
+	"golang.org/x/sys/unix"
 
 	"weir/rules"
 )
 
 // abort closes c with a reset, so that the other end fails at once instead of
 // taking what came so far for everything.
-func abort(c *net.TCPConn) {
-	if c != nil {
-		c.SetLinger(0)
-		c.Close()
+func abort(c socket) {
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) {
+			unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		})
 	}
+	c.Close()
 }
 
 // deny is a refusal that no rule made. Every other one comes from the policy.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,8 +52,24 @@ func listen(ns *NetNS) (*listeners, error) {
 // listenTCP opens a listener that speaks TCP only. Go's own default is
 // Multipath TCP (RFC 8684), whose sockets do not tell the original destination;
 // without it a client that tries falls back to TCP by itself.
+//
+// The options of keep-alive are those of Go. What is set on the listener, each
+// connection inherits: four system calls less than if Go sets it.
 func listenTCP() (*net.TCPListener, error) {
-	var config net.ListenConfig
+	config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error {
+		var errs []error
+		err := c.Control(func(fd uintptr) {
+			for _, option := range [...]struct{ level, name, value int }{
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
+			} {
+				errs = append(errs, unix.SetsockoptInt(int(fd), option.level, option.name, option.value))
+			}
+		})
+		return errors.Join(append(errs, err)...)
+	}}
 	config.SetMultipathTCP(false)
 	l, err := config.Listen(context.Background(), "tcp", ":0")
 	if err != nil {

@@ -57,7 +57,12 @@ func (s *Store) AppendEvents(ctx context.Context, batch []audit.Event) error {
 					return err
 				}
 			}
-			if _, err := insert.ExecContext(ctx, e.ID, at, key, string(e.Type), e.SessionID, e.Verdict, e.Layer, e.RuleID, e.Reason,
+			// Without ctx: the driver would start a goroutine for each event to
+			// interrupt it. The batch is checked between events.
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if _, err := insert.Exec(e.ID, at, key, string(e.Type), e.SessionID, e.Verdict, e.Layer, e.RuleID, e.Reason,
 				e.Host, e.Address, int64(e.Port), e.Transport, e.Binary, e.Method, e.Path, e.Upgrade, string(operations),
 				e.BytesIn, e.BytesOut, e.DurationMS, string(would)); err != nil {
 				return err
