@@ -14,4 +14,4 @@ check:
 	go test ./rules ./graphql ./audit .
 
 fuzz:  ; ./scripts/fuzz
-bench: ; ./scripts/bench
+bench: ; ./scripts/bench $(BENCH)   # make bench BENCH="-b TCP/fresh ./bench"

@@ -50,6 +50,7 @@ var mayImport = map[string]struct {
 	"web":        {[]string{"api", "session", "learn", "audit", "rules", "graphql"}, "the dashboard shows what the API gives"},
 	"cmd/weir": {[]string{"web", "selftest", "api", "session", "learn", "trust", "policytest", "proxy", "dnsmap", "redirect", "container", "store", "migrations", "audit", "rules", "graphql"},
 		"the wiring knows everybody, and nobody knows the wiring"},
+	"bench":         {nil, "what is measured is the binary, as its users meet it"},
 	"e2e":           {nil, "end-to-end tests meet the binary as its users do"},
 	"docs/examples": {[]string{"policytest", "rules"}, "each example is run"},
 	"docs":          {[]string{"api", "policytest", "rules"}, "the documentation's examples are run, and its lists compared"},
