@@ -69,7 +69,8 @@
 //   - Every decision is one event, recorded before the answer is sent. A DNS
 //     event has the query's type in Method and 53 in Port.
 //   - An address is in a container's table only because this container was
-//     sent it in answer to its own question, and under the name it asked for.
+//     sent it in answer to its own question, and under the name it asked for, or
+//     connected to the name's placeholder once that was allowed.
 //   - Upstream sees a name in lower case, a type, and an OPT record of ours:
 //     no option, flag or spelling of the client's.
 //   - Everything is bounded: see [Limits], [Table] and [Upstream].

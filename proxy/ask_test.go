@@ -306,3 +306,23 @@ func TestHeldWithItsAddress(t *testing.T) {
 		t.Errorf("%d lookups", lookups)
 	}
 }
+
+// Another session asks anew: an answer for the session has to be for the one
+// that counts.
+func TestHeldAcrossSessions(t *testing.T) {
+	w := newAsking(t)
+	c := w.say(get)
+	before := w.asked(1)
+	w.policy.Store(rules.Compile(rules.Stack{Ask: true, Session: "s2"}))
+	w.srv.Rejudge()
+	for end := time.Now().Add(patience); w.asked(1).Session != "s2"; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still asked for %+v", w.book.Open(""))
+		}
+	}
+	if _, err := w.book.Claim(before.ID); !errors.Is(err, ask.ErrOver) {
+		t.Errorf("the question before: %v", err)
+	}
+	w.answer(1, ask.Reply{Allow: true, Reason: "allowed once"})
+	w.hears(c, get)
+}

@@ -43,6 +43,16 @@
 //   - A direction that ended is closed in that direction only; a reset on one
 //     side becomes a reset on the other.
 //
+// # Asking
+//
+// A connection that nothing but the default refuses is held where a person can
+// be asked (Server.Ask), after its first message was heard and before anything
+// of it is dialled. One to an address that only stands for a name
+// (Server.StandsFor) is judged, and asked about, by that name; when it may go on,
+// the name is resolved, its address judged like every other, and dialled. What a
+// person allowed for one connection is a rule below all others for it alone:
+// each later judgement of it counts that rule in. See ask.go.
+//
 // # UDP
 //
 // What a client socket exchanges with one destination is an association. It is
