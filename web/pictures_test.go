@@ -52,6 +52,19 @@ func TestEveryPageFits(t *testing.T) {
 	b.to("/events")
 	b.do(chromedp.EmulateViewport(1280, 900), chromedp.Click(chromedp.CSS("#rows tr.deny a")), chromedp.WaitVisible(chromedp.CSS("#detail[open]")))
 	b.shoot(dir, "detail", false)
+
+	s.forget(worldAddr)
+	s.asks(id)
+	asking := l.start(l.box, "hold")
+	q := s.asked()
+	b.to("/questions")
+	b.shoot(dir, "questions", false)
+	b.shoot(dir, "questions", true)
+	if _, err := s.api.Answer(t.Context(), q.ID, api.AnswerRequest{Verdict: "allow", For: "once"}); err != nil || asking.line() != "yes" {
+		t.Errorf("the answer: %v", err)
+	}
+	b.wait("what came of it", `document.querySelector("article.over") !== null`)
+	b.shoot(dir, "questions-over", false)
 	t.Logf("pictures: %s", dir)
 }
 

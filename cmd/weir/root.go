@@ -124,7 +124,7 @@ network or environment.
 }
 
 // explainUsage makes wrong arguments a usage error, and a noun without a verb
-// one that lists its verbs.
+// one that lists its verbs, unless the noun does something by itself.
 func explainUsage(cmd *cobra.Command) {
 	if args := cmd.Args; args != nil {
 		cmd.Args = func(cmd *cobra.Command, given []string) error {
@@ -139,7 +139,7 @@ func explainUsage(cmd *cobra.Command) {
 		explainUsage(sub)
 		verbs = append(verbs, sub.Name())
 	}
-	if len(verbs) > 0 {
+	if len(verbs) > 0 && cmd.RunE == nil {
 		cmd.RunE = func(cmd *cobra.Command, given []string) error {
 			return usage("%s: want one of %s (see '%s --help')", cmd.CommandPath(), strings.Join(verbs, ", "), cmd.CommandPath())
 		}
