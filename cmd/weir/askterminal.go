@@ -201,9 +201,12 @@ func ruleText(source, action, destination, ports string) string {
 // said.
 func (i *interview) key(ctx context.Context, q api.Question, prompt, valid string) (byte, error) {
 	// Only the time changes: the line is written over.
+	said := time.Duration(-1)
 	ask := func() {
-		left := max(0, time.Until(q.ExpiresAt)).Round(time.Second)
-		fmt.Fprintf(i.out, "\r\x1b[K%s [%s] ", prompt, left)
+		if left := max(0, time.Until(q.ExpiresAt)).Round(time.Second); left != said {
+			said = left
+			fmt.Fprintf(i.out, "\r\x1b[K%s [%s] ", prompt, left)
+		}
 	}
 	ask()
 	defer fmt.Fprintln(i.out)
