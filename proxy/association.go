@@ -104,9 +104,9 @@ func (s *Server) doneUDP(ctx context.Context, a *association) {
 		a.note += fmt.Sprintf("%d datagrams out, %d in", a.datagrams.out.Load(), a.datagrams.in.Load())
 	}
 	a.at, a.generation = time.Now(), a.judged
-	denied := a.decision.Verdict == rules.Deny
+	a.lasting = a.lasting || a.decision.Verdict == rules.Deny
 	a.mu.Unlock()
-	if a.lasting = a.lasting || denied; a.lasting {
+	if a.lasting {
 		a.capture.Refuse(a.client, a.dst)
 		a.remembered = s.gauges.remembered.enter()
 	}
@@ -132,6 +132,8 @@ func (a *association) send(b []byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
+	case a.final && a.decision.Verdict == rules.Allow && !a.lasting:
+		// It was closed a moment ago, not refused: lost, as datagrams may be.
 	case a.final:
 		a.repeats.Add(1)
 		a.capture.Refuse(a.client, a.dst)

@@ -112,32 +112,35 @@ func (s *Server) readUDP(ctx context.Context, c Capture) error {
 			continue
 		}
 		pause = time.Millisecond
-		a := s.associate(ctx, c, pair{client, dst})
+		a, fresh := s.associate(c, pair{client, dst})
 		if a == nil {
 			c.Refuse(client, dst)
 			continue
 		}
 		a.send(buf[:n])
+		if fresh { // and not before: it would answer for a datagram that it has not got
+			go s.handleUDP(ctx, a)
+		}
 	}
 }
 
-// associate finds the association of a datagram or makes one; nil when there
-// is no place for another.
-func (s *Server) associate(ctx context.Context, c Capture, p pair) *association {
+// associate finds the association of a datagram or makes a fresh one, which is
+// still to be handled; nil when there is no place for another.
+func (s *Server) associate(c Capture, p pair) (a *association, fresh bool) {
 	s.mu.Lock()
 	old := s.udp.associations[p]
 	s.mu.Unlock()
 	repeats := int64(0)
 	if old != nil {
 		if !old.over(time.Now(), quiet) {
-			return old
+			return old, false
 		}
 		repeats = s.forget(old)
 	}
 	if !s.gauges.admitUDP() {
-		return nil
+		return nil, false
 	}
-	a := &association{dst: p.dst, server: s, capture: c, ended: make(chan struct{})}
+	a = &association{dst: p.dst, server: s, capture: c, ended: make(chan struct{})}
 	s.start(&a.record, rules.UDP, p.client)
 	a.towards = p.dst
 	a.request.Addr, a.request.Port = p.dst.Addr(), p.dst.Port()
@@ -151,8 +154,7 @@ func (s *Server) associate(ctx context.Context, c Capture, p pair) *association 
 	s.udp.associations[p] = a
 	s.udp.handlers.Add(1)
 	s.mu.Unlock()
-	go s.handleUDP(ctx, a)
-	return a
+	return a, true
 }
 
 // forget removes an association that has ended and says how many datagrams it

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -171,6 +172,25 @@ func (w *udpWorld) ask(client, dst netip.AddrPort, text string, refused bool) {
 	if got := w.receive(); got != want {
 		w.t.Fatalf("got %.80v, want %.80v", got, want)
 	}
+}
+
+// event waits for the next one, and until whatever has ended is out of the way:
+// its event comes first.
+func (w *udpWorld) event() audit.Event {
+	w.t.Helper()
+	e := w.world.event()
+	ended := func(f party) bool {
+		r := f.base()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.final
+	}
+	for end := time.Now().Add(patience); slices.ContainsFunc(w.srv.all(), ended); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			w.t.Fatal("what has ended is still there")
+		}
+	}
+	return e
 }
 
 func (w *udpWorld) noEvent() {
@@ -398,7 +418,7 @@ func TestUDPLimits(t *testing.T) {
 	w.ask(client(4), siteB, "x", true)
 	w.event()
 	w.ask(client(5), siteB, "x", true)
-	for w.srv.gauges.associations.now.Load() != 1 {
+	for end := time.Now().Add(patience); w.srv.gauges.associations.now.Load() != 1 && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	w.noEvent()
