@@ -131,7 +131,7 @@ func TestAPersonIsAskedAndTheSameConnectionGoesOn(t *testing.T) {
 		return e.Type == "connect" && e.Verdict == "allow" && e.Layer == "asked" && e.Host == "one.shop.example" && e.Address == "198.51.100.40" &&
 			strings.Contains(e.Reason, "allowed once by root")
 	})
-	for _, kind := range []struct{ verdict, text string }{{"", "an answer is waited for"}, {"allow", "allowed once by root; 2 connections"}} {
+	for _, kind := range []struct{ verdict, text string }{{"", "an answer is waited for"}, {"allow", "allowed once by root; connections that waited: 2"}} {
 		w.waitEvent(box.Name, "the question: "+kind.text, func(e Event) bool {
 			return e.Type == "ask" && e.Verdict == kind.verdict && e.SessionID == "asks" && strings.Contains(e.Reason, kind.text)
 		})

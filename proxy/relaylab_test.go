@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -35,6 +36,7 @@ type relayLab struct {
 	policy atomic.Pointer[rules.Policy]
 	up     atomic.Pointer[string]        // the server's address
 	who    atomic.Pointer[rules.Program] // that connects; nil: not found
+	log    *slog.Logger                  // of proxy; nil: none
 
 	mu     sync.Mutex
 	events []audit.Event
@@ -70,6 +72,7 @@ func newRelayLab(t testing.TB, port uint16, document string, change ...func(*rel
 		},
 		Record: l.record,
 		Relay:  l.relay.Serve,
+		Log:    l.log,
 	}
 	ln := labListen(t)
 	l.addr = ln.Addr().String()

@@ -90,8 +90,10 @@ func TestRefusalsRepeatNoSecrets(t *testing.T) {
 	for _, port := range []uint16{80, 443} {
 		t.Run(fmt.Sprint(port), func(t *testing.T) {
 			var logged bytes.Buffer
-			l := newRelayLab(t, port, secretsPolicy, func(l *relayLab) { l.relay.Limits.HeaderBytes = 32 << 10 })
-			l.proxy.Log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+			l := newRelayLab(t, port, secretsPolicy, func(l *relayLab) {
+				l.relay.Limits.HeaderBytes = 32 << 10
+				l.log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+			})
 			l.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path != "/ws" {
 					return

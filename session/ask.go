@@ -284,7 +284,7 @@ func (c *Conductor) told(q ask.Question, end ask.End, r ask.Reply) {
 	case ask.Withdrawn:
 		e.Reason = fmt.Sprintf("question %s withdrawn: nothing waits for its answer any more", q.ID)
 	default:
-		e.Reason = fmt.Sprintf("question %s: %s; %d connections", q.ID, r.Reason, q.Flows)
+		e.Reason = fmt.Sprintf("question %s: %s; connections that waited: %d", q.ID, r.Reason, q.Flows)
 		e.DurationMS = c.now().Sub(q.Asked).Milliseconds()
 		e.Verdict = "deny"
 		if r.Expired {

@@ -165,7 +165,7 @@ func (s *Server) questionStream(w http.ResponseWriter, r *request) error {
 			return nil
 		}
 		for _, e := range events {
-			// "question ID: allowed once by root; 1 connections", "question ID withdrawn: ..."
+			// "question ID: allowed once by root; connections that waited: 1", "question ID withdrawn: ..."
 			id, said, _ := strings.Cut(strings.TrimPrefix(e.Reason, "question "), " ")
 			reasons[strings.TrimSuffix(id, ":")] = strings.ToUpper(said[:min(len(said), 1)]) + said[min(len(said), 1):]
 		}

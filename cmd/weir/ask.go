@@ -118,7 +118,7 @@ at once.`,
 }
 
 func printAnswered(w io.Writer, a api.Answered) {
-	fmt.Fprintf(w, "%s\t%s\t%d connections waited\n", map[string]string{"allow": "allowed", "deny": "denied"}[a.Verdict], a.Question, a.Flows)
+	fmt.Fprintf(w, "%s\t%s\tconnections that waited: %d\n", map[string]string{"allow": "allowed", "deny": "denied"}[a.Verdict], a.Question, a.Flows)
 	if a.Others > 0 {
 		fmt.Fprintf(w, "\t\t%d more questions are answered with it\n", a.Others)
 	}
