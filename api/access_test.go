@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"weir/e2e/netlab"
 )
 
 func TestCallersOverTCP(t *testing.T) {
@@ -87,7 +88,7 @@ func TestStrangersOnTheSocket(t *testing.T) {
 	}
 	call := func(uid uint32) string {
 		cmd := exec.Command(program, s.socket)
-		cmd.Env = []string{helperVar + "=stranger"}
+		cmd.Env = []string{netlab.ModeVar + "=stranger"}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		out, err := cmd.CombinedOutput()
 		if err != nil {

@@ -63,7 +63,7 @@ func TestPages(t *testing.T) {
 	}
 	for query, want := range map[string]int{
 		"?verdict=deny": 12, "?container=web": 25, "?container=c&verdict=allow": 13, "?container=we": 0, "?type=dns": 0,
-		"?since=" + s.clock.now().Add(time.Hour).UTC().Format(time.RFC3339): 0,
+		"?since=" + s.clock.Now().Add(time.Hour).UTC().Format(time.RFC3339): 0,
 		"?since=2001-01-01T00:00:00Z":                                       25,
 	} {
 		if page := into[EventPage](s.send("GET", "/v1/events"+query, ""), 200); len(page.Items) != want {

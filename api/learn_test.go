@@ -39,7 +39,7 @@ func TestLearnAndReplay(t *testing.T) {
 	s := newService(t)
 	s.send("GET", "/v1/learn/web", "").problem(404, "weir attach web --allow-all")
 	s.send("POST", "/v1/replay/web", `{"policy":{"version":1}}`).problem(404, "web")
-	now := s.clock.now().Truncate(time.Microsecond)
+	now := s.clock.Now().Truncate(time.Microsecond)
 	seen := func(at time.Duration, e audit.Event) {
 		e.Time, e.ContainerID, e.ContainerName, e.Address, e.Transport, e.Layer = now.Add(at), "web", "web", "198.51.100.7", "tcp", string(rules.AllowAll)
 		s.log.Record(e)

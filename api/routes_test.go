@@ -89,7 +89,7 @@ func TestListsAreNeverNull(t *testing.T) {
 func TestHealth(t *testing.T) {
 	s := newService(t)
 	into[Health](s.send("GET", "/v1/health", ""), 200) // it has started
-	s.clock.advance(90 * time.Second)
+	s.clock.Advance(90 * time.Second)
 	h := into[Health](s.send("GET", "/v1/health", ""), 200)
 	if h.Status != "ok" || h.Version != "test" || h.Attachments != 0 || h.UptimeSeconds < 90 {
 		t.Errorf("%+v", h)
@@ -98,7 +98,7 @@ func TestHealth(t *testing.T) {
 
 func TestSessions(t *testing.T) {
 	s := newService(t)
-	now := s.clock.now()
+	now := s.clock.Now()
 	made := into[Session](s.send("POST", "/v1/sessions", `{"container":"web"}`), 201)
 	if left := made.ExpiresAt.Sub(now); made.ID == "" || !made.Current || made.RulesCreated != 0 || left < 900*time.Second || left > 930*time.Second {
 		t.Errorf("defaults: %+v", made)
@@ -134,17 +134,17 @@ func TestSessions(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || list.Total != 3 {
 		t.Errorf("total %d\n%s", list.Total, diff)
 	}
-	s.clock.advance(2 * time.Second)
+	s.clock.Advance(2 * time.Second)
 	again := into[Session](s.send("POST", "/v1/sessions", `{"id":"build","container":"web","policy":"version: 1\nrules: [{deny: x.example}]\n"}`), 201)
 	if again.RulesCreated != 1 || again.AllowAll || !again.CreatedAt.Equal(made.CreatedAt) || again.Labels != nil {
 		t.Errorf("replaced: %+v", again)
 	}
 	beat := into[Heartbeat](s.send("POST", "/v1/sessions/build/heartbeat", `{"ttl_seconds":120}`), 200)
-	if left := beat.ExpiresAt.Sub(s.clock.now()); beat.ID != "build" || left > 120*time.Second || left < 100*time.Second {
+	if left := beat.ExpiresAt.Sub(s.clock.Now()); beat.ID != "build" || left > 120*time.Second || left < 100*time.Second {
 		t.Errorf("heartbeat: %+v", beat)
 	}
 	beat = into[Heartbeat](s.send("POST", "/v1/sessions/build/heartbeat", ""), 200)
-	if left := beat.ExpiresAt.Sub(s.clock.now()); left > 900*time.Second || left < 880*time.Second {
+	if left := beat.ExpiresAt.Sub(s.clock.Now()); left > 900*time.Second || left < 880*time.Second {
 		t.Errorf("heartbeat without ttl: %s", left)
 	}
 	s.send("POST", "/v1/sessions/build/heartbeat", `{"ttl_seconds":90000}`).problem(422, "86400")
@@ -157,7 +157,7 @@ func TestSessions(t *testing.T) {
 	s.send("GET", "/v1/sessions/build", "").problem(404, "build")
 
 	short := into[Session](s.send("POST", "/v1/sessions", `{"id":"short","container":"web","ttl_seconds":1}`), 201)
-	s.clock.advance(short.ExpiresAt.Sub(s.clock.now()))
+	s.clock.Advance(short.ExpiresAt.Sub(s.clock.Now()))
 	s.send("POST", "/v1/sessions/short/heartbeat", `{}`).problem(404, "short")
 	s.send("GET", "/v1/sessions/short", "").problem(404, "short")
 	for _, one := range into[[]Session](s.send("GET", "/v1/sessions", ""), 200) {
@@ -253,7 +253,7 @@ func TestGlobalRules(t *testing.T) {
 	if rule.ID == "" || rule.Source != "global" || rule.Container != "*" || rule.Destination != "*.com" || rule.Ports != "80,443" || rule.Transport != "any" || len(rule.Warnings) == 0 {
 		t.Errorf("%+v", rule)
 	}
-	if left := rule.ExpiresAt.Sub(s.clock.now()); left > 60*time.Second || left < 40*time.Second {
+	if left := rule.ExpiresAt.Sub(s.clock.Now()); left > 60*time.Second || left < 40*time.Second {
 		t.Errorf("expires in %s", left)
 	}
 	at := time.Date(2100, 1, 1, 2, 0, 0, 0, time.FixedZone("", 7200))
@@ -273,7 +273,7 @@ func TestGlobalRules(t *testing.T) {
 	count("container=web", 3)
 	count("container=ci-1", 4)
 	count("destination=x.example", 1)
-	s.clock.advance(at.Sub(s.clock.now()))
+	s.clock.Advance(at.Sub(s.clock.Now()))
 	count("source=global", 0)
 	rule = into[Rule](s.send("POST", "/v1/rules", `{"destination":"y.example","action":"deny"}`), 201)
 	s.send("DELETE", "/v1/rules/"+rule.ID, "").empty(204)

@@ -16,9 +16,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
+	"weir/e2e/netlab"
 
 	"weir/audit"
 	"weir/container"
@@ -27,50 +26,20 @@ import (
 	"weir/store"
 )
 
-const patience = 15 * time.Second
+const patience = netlab.Patience
 
-const helperVar = "WEIR_API_TEST"
-
-// TestMain runs the tests in a network namespace of their own: the machine's
-// own is not touched. The test binary is also a caller under another user id.
+// The test binary is also a caller under another user id.
 func TestMain(m *testing.M) {
-	switch os.Getenv(helperVar) {
-	case "":
-		self := exec.Command("/proc/self/exe", os.Args[1:]...)
-		self.Env = append(os.Environ(), helperVar+"=tests")
-		self.Stdin, self.Stdout, self.Stderr = os.Stdin, os.Stdout, os.Stderr
-		self.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		err := self.Run()
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			os.Exit(exit.ExitCode())
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "these tests need root:", err)
-			os.Exit(1)
-		}
-	case "tests":
-		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	case "stranger":
+	netlab.Main(m.Run, map[string]func(){"stranger": func() {
 		_, err := NewClient(os.Args[1]).Health(context.Background())
 		fmt.Println(err)
-	}
+	}})
 }
-
-// clock is one that tests move.
-type clock struct{ ahead atomic.Int64 }
-
-func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
-func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
 // service is an API with everything behind it, as the daemon has it.
 type service struct {
 	t      testing.TB
-	clock  *clock
+	clock  *netlab.Clock
 	log    *audit.Log
 	server *Server
 	socket string // path
@@ -89,17 +58,17 @@ func newService(t testing.TB) *service {
 func newServiceWith(t testing.TB, metrics *Metrics) *service {
 	t.Helper()
 	dir := t.TempDir()
-	s := &service{t: t, clock: &clock{}, socket: filepath.Join(dir, "weir.sock")}
-	logger := slog.New(slog.NewTextHandler(testWriter{t}, nil))
+	s := &service{t: t, clock: &netlab.Clock{}, socket: filepath.Join(dir, "weir.sock")}
+	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
 	st, err := store.Open(t.Context(), filepath.Join(dir, "weir.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.log = audit.NewLog(audit.Config{Append: st.AppendEvents, Events: st.Events, Now: s.clock.now})
+	s.log = audit.NewLog(audit.Config{Append: st.AppendEvents, Events: st.Events, Now: s.clock.Now})
 	upstream := &dnsmap.Upstream{}
 	conductor, err := session.New(t.Context(), session.Config{
 		Store: st, Log: s.log, Runtimes: container.Connect(filepath.Join(dir, "no-runtime.sock")),
-		Upstream: upstream, Logger: logger, Now: s.clock.now,
+		Upstream: upstream, Logger: logger, Now: s.clock.Now,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +83,7 @@ func newServiceWith(t testing.TB, metrics *Metrics) *service {
 	}
 	s.tcp = tcp.Addr().String()
 	s.server = &Server{
-		Conductor: conductor, Log: s.log, Events: st.Events, Version: "test", Metrics: metrics, Token: token, Logger: logger, Now: s.clock.now,
+		Conductor: conductor, Log: s.log, Events: st.Events, Version: "test", Metrics: metrics, Token: token, Logger: logger, Now: s.clock.Now,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup
@@ -148,13 +117,6 @@ func newServiceWith(t testing.TB, metrics *Metrics) *service {
 		},
 	}}
 	return s
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(b []byte) (int, error) {
-	w.t.Logf("%s", b)
-	return len(b), nil
 }
 
 // answered is what came back.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"weir/e2e/netlab"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -13,53 +14,53 @@ import (
 )
 
 // asking attaches the lab's container, with a session that asks.
-func (d *daemon) asking(l *lab) {
-	l.t.Helper()
+func (d *daemon) asking(l *netlab.Lab) {
+	l.T.Helper()
 	d.attach(l)
-	if _, err := d.CreateSession(l.t.Context(), Spec{ID: "asks", Container: l.ref(), Ask: true, TTL: time.Hour}); err != nil {
-		l.t.Fatal(err)
+	if _, err := d.CreateSession(l.T.Context(), Spec{ID: "asks", Container: l.Ref(), Ask: true, TTL: time.Hour}); err != nil {
+		l.T.Fatal(err)
 	}
 }
 
 // asked waits until n connections of the lab wait for an answer.
-func (d *daemon) asked(l *lab, n int) OpenQuestion {
-	l.t.Helper()
+func (d *daemon) asked(l *netlab.Lab, n int) OpenQuestion {
+	l.T.Helper()
 	for deadline := time.Now().Add(patience); ; <-time.After(time.Millisecond) {
-		list, err := d.Questions(l.t.Context(), l.ref())
+		list, err := d.Questions(l.T.Context(), l.Ref())
 		if err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
 		if len(list) == 1 && list[0].Flows == n {
 			return list[0]
 		}
 		if time.Now().After(deadline) {
-			l.t.Fatalf("never %d connections at one question: %+v", n, list)
+			l.T.Fatalf("never %d connections at one question: %+v", n, list)
 		}
 	}
 }
 
-func (d *daemon) answer(l *lab, q OpenQuestion, r Reply) Answered {
-	l.t.Helper()
+func (d *daemon) answer(l *netlab.Lab, q OpenQuestion, r Reply) Answered {
+	l.T.Helper()
 	r.By = "somebody"
-	a, err := d.Answer(l.t.Context(), q.ID, r)
+	a, err := d.Answer(l.T.Context(), q.ID, r)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return a
 }
 
 func TestAnAnswerCountsAtOnce(t *testing.T) {
-	l := newLab(t)
+	l := netlab.New(t)
 	dir := t.TempDir()
-	d := start(t, dir, &clock{})
+	d := start(t, dir, &netlab.Clock{})
 	d.asking(l)
 	ctx := t.Context()
-	first, second := l.start(l.box, "hold", server), l.start(l.box, "hold", server)
+	first, second := l.Open(), l.Open()
 	q := d.asked(l, 2)
-	if q.Host != "" || q.Destination() != serverAddr || q.Port != 7000 || q.Session != "asks" || !strings.Contains(q.Reason, server) {
+	if q.Host != "" || q.Destination() != netlab.ServerAddr || q.Port != 7000 || q.Session != "asks" || !strings.Contains(q.Reason, netlab.Server) {
 		t.Errorf("%+v", q)
 	}
-	want := []Choice{{Endpoint, serverAddr, "7000"}, {Host, serverAddr, "*"}}
+	want := []Choice{{Endpoint, netlab.ServerAddr, "7000"}, {Host, netlab.ServerAddr, "*"}}
 	if diff := cmp.Diff(want, q.Choices); diff != "" {
 		t.Error(diff)
 	}
@@ -80,7 +81,7 @@ func TestAnAnswerCountsAtOnce(t *testing.T) {
 	if a := d.answer(l, q, Reply{Allow: true, For: Once, What: Endpoint}); a.Rule != nil || a.Question.Flows != 2 {
 		t.Errorf("%+v", a)
 	}
-	if first.line() != "yes" || second.line() != "yes" {
+	if !first.Opened() || !second.Opened() {
 		t.Error("what waited did not go on")
 	}
 	if _, err := d.Answer(ctx, q.ID, Reply{For: Once, What: Endpoint}); kind(err) != Conflict || !strings.Contains(err.Error(), "allowed once by somebody") {
@@ -88,12 +89,12 @@ func TestAnAnswerCountsAtOnce(t *testing.T) {
 	}
 
 	// It is kept by whatever happens, but for a rule that denies.
-	third := l.start(l.box, "hold", server)
+	third := l.Open()
 	a := d.answer(l, d.asked(l, 1), Reply{Allow: true, For: ForSession, What: Host})
-	if r := a.Rule; r == nil || r.Source != rules.Session || r.SessionID != "asks" || r.Destination != serverAddr || r.Ports != "*" || !strings.Contains(r.Notes, "by somebody") {
+	if r := a.Rule; r == nil || r.Source != rules.Session || r.SessionID != "asks" || r.Destination != netlab.ServerAddr || r.Ports != "*" || !strings.Contains(r.Notes, "by somebody") {
 		t.Fatalf("%+v", a.Rule)
 	}
-	if third.line() != "yes" {
+	if !third.Opened() {
 		t.Error("allowed for the session, and it does not go on")
 	}
 	if s, err := d.Session("asks"); err != nil || !s.Ask || s.RuleCount() != 1 {
@@ -102,60 +103,60 @@ func TestAnAnswerCountsAtOnce(t *testing.T) {
 	if err := d.EndSession(ctx, "asks"); err != nil {
 		t.Fatal(err)
 	}
-	third.waitCut()
-	if !first.works() {
+	third.WaitCut()
+	if !first.Works() {
 		t.Error("what was allowed once ended with the session")
 	}
-	rule, _, err := d.AddRule(ctx, rules.Rule{Destination: serverAddr, Action: rules.ActionDeny})
+	rule, _, err := d.AddRule(ctx, rules.Rule{Destination: netlab.ServerAddr, Action: rules.ActionDeny})
 	if err != nil {
 		t.Fatal(err)
 	}
-	first.waitCut()
-	second.waitCut()
+	first.WaitCut()
+	second.WaitCut()
 	if list := d.Rules(RuleFilter{Source: rules.Session}); len(list) > 0 {
 		t.Errorf("rules that were answers outlive their session: %+v", list)
 	}
-	if _, _, err := d.AddSessionRule(ctx, "asks", rules.Rule{Destination: serverAddr, Action: rules.ActionAllow}); kind(err) != NotFound {
+	if _, _, err := d.AddSessionRule(ctx, "asks", rules.Rule{Destination: netlab.ServerAddr, Action: rules.ActionAllow}); kind(err) != NotFound {
 		t.Errorf("a rule for a session that has ended: %v", err)
 	}
 	d.DeleteRule(ctx, rule.ID)
 
 	// For good, and kept by a restart; so is that the session asks.
-	d.CreateSession(ctx, Spec{ID: "asks", Container: l.ref(), Ask: true, TTL: time.Hour})
-	held := l.start(l.box, "hold", server)
+	d.CreateSession(ctx, Spec{ID: "asks", Container: l.Ref(), Ask: true, TTL: time.Hour})
+	held := l.Open()
 	a = d.answer(l, d.asked(l, 1), Reply{Allow: true, For: ForGood, What: Endpoint})
-	if r := a.Rule; r == nil || r.Source != rules.Global || r.Container != l.ref() || r.Ports != "7000" {
+	if r := a.Rule; r == nil || r.Source != rules.Global || r.Container != l.Ref() || r.Ports != "7000" {
 		t.Fatalf("%+v", a.Rule)
 	}
-	if held.line() != "yes" {
+	if !held.Opened() {
 		t.Error("allowed for good, and it does not go on")
 	}
 	d.stop()
-	d = start(t, dir, &clock{})
-	if again, ok := l.dial(); !ok {
+	d = start(t, dir, &netlab.Clock{})
+	if again, ok := l.Dial(); !ok {
 		t.Errorf("after a restart: %v", again)
 	}
-	if status, err := d.Attachment(ctx, l.ref()); err != nil || !status.Ask {
+	if status, err := d.Attachment(ctx, l.Ref()); err != nil || !status.Ask {
 		t.Errorf("after a restart nobody is asked: %+v %v", status, err)
 	}
 }
 
 func TestAQuestionEndsWithItsSession(t *testing.T) {
-	l := newLab(t)
-	d := start(t, t.TempDir(), &clock{})
+	l := netlab.New(t)
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	d.asking(l)
 	for name, end := range map[string]func(){
 		"it ends": func() { d.EndSession(t.Context(), "asks") },
 		"it does not ask any more": func() {
-			d.CreateSession(t.Context(), Spec{ID: "asks", Container: l.ref(), TTL: time.Hour})
+			d.CreateSession(t.Context(), Spec{ID: "asks", Container: l.Ref(), TTL: time.Hour})
 		},
 		"it expires": func() { d.pass(2 * time.Hour) },
 	} {
-		d.CreateSession(t.Context(), Spec{ID: "asks", Container: l.ref(), Ask: true, TTL: time.Hour})
-		p := l.start(l.box, "hold", server)
+		d.CreateSession(t.Context(), Spec{ID: "asks", Container: l.Ref(), Ask: true, TTL: time.Hour})
+		p := l.Open()
 		q := d.asked(l, 1)
 		end()
-		if p.line() != "no" {
+		if p.Opened() {
 			t.Errorf("%s, and what waited goes on", name)
 		}
 		if _, err := d.Answer(t.Context(), q.ID, Reply{For: Once, What: Endpoint}); kind(err) != Conflict {

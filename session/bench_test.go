@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"weir/e2e/netlab"
 
 	"weir/audit"
 	"weir/rules"
@@ -38,7 +39,7 @@ func (d *daemon) fill(b *testing.B, n int) {
 func BenchmarkAddRule(b *testing.B) {
 	for _, n := range []int{0, 10_000, 100_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			d := start(b, b.TempDir(), &clock{})
+			d := start(b, b.TempDir(), &netlab.Clock{})
 			d.fill(b, n)
 			for i := 0; b.Loop(); i++ {
 				if _, _, err := d.AddRule(b.Context(), rules.Rule{Destination: fmt.Sprintf("new%d.example", i), Action: rules.ActionDeny}); err != nil {
@@ -51,7 +52,7 @@ func BenchmarkAddRule(b *testing.B) {
 
 // Many callers add rules to a large layer at once.
 func BenchmarkAddRuleManyCallers(b *testing.B) {
-	d := start(b, b.TempDir(), &clock{})
+	d := start(b, b.TempDir(), &netlab.Clock{})
 	d.fill(b, 100_000)
 	var n atomic.Int64
 	b.SetParallelism(32)

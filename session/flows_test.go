@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"weir/e2e/netlab"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -13,58 +14,58 @@ import (
 )
 
 func TestAFlowLivesNoLongerThanWhatAllowsIt(t *testing.T) {
-	l := newLab(t)
-	d := start(t, t.TempDir(), &clock{})
+	l := netlab.New(t)
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
 	status := d.attach(l)
-	if _, ok := l.dial(); ok {
+	if _, ok := l.Dial(); ok {
 		t.Fatal("a connection was let through that nothing allows")
 	}
 
-	d.session(t, "s1", l.ref(), time.Minute)
-	held, ok := l.dial()
+	d.session(t, "s1", l.Ref(), time.Minute)
+	held, ok := l.Dial()
 	if !ok {
 		t.Fatal("the session's rule does not count")
 	}
 	if err := d.EndSession(ctx, "s1"); err != nil {
 		t.Fatal(err)
 	}
-	held.waitCut()
+	held.WaitCut()
 
 	// A newer session says nothing of the server: the older one has no say.
-	d.session(t, "old", l.ref(), time.Hour)
-	held, _ = l.dial()
-	if _, err := d.CreateSession(ctx, Spec{ID: "new", Container: l.ref(), TTL: time.Minute}); err != nil {
+	d.session(t, "old", l.Ref(), time.Hour)
+	held, _ = l.Dial()
+	if _, err := d.CreateSession(ctx, Spec{ID: "new", Container: l.Ref(), TTL: time.Minute}); err != nil {
 		t.Fatal(err)
 	}
-	held.waitCut()
+	held.WaitCut()
 	d.pass(time.Minute)
 	if s, err := d.Session("old"); err != nil || !s.Current {
 		t.Errorf("old is not current again: %v %v", s.Current, err)
 	}
-	held, ok = l.dial()
+	held, ok = l.Dial()
 	if !ok {
 		t.Fatal("the older session does not count again although the newer one has expired")
 	}
 
 	// A global rule comes first, also for what is open.
-	r, _, err := d.AddRule(ctx, rules.Rule{Destination: "203.0.113.0/24", Action: rules.ActionDeny, Expires: d.clock.now().Add(10 * time.Second)})
+	r, _, err := d.AddRule(ctx, rules.Rule{Destination: "198.51.100.0/24", Action: rules.ActionDeny, Expires: d.clock.Now().Add(10 * time.Second)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	held.waitCut()
+	held.WaitCut()
 	if err := d.DeleteRule(ctx, r.ID); err != nil {
 		t.Fatal(err)
 	}
-	if held, ok = l.dial(); !ok {
+	if held, ok = l.Dial(); !ok {
 		t.Fatal("a deleted global rule still counts")
 	}
 
-	if err := d.Detach(ctx, l.ref()); err != nil {
+	if err := d.Detach(ctx, l.Ref()); err != nil {
 		t.Fatal(err)
 	}
-	held.waitCut()
-	if _, ok = l.dial(); !ok {
+	held.WaitCut()
+	if _, ok = l.Dial(); !ok {
 		t.Error("a detached container has not got its network back")
 	}
 	reasons := d.reasons(t)
@@ -73,7 +74,7 @@ func TestAFlowLivesNoLongerThanWhatAllowsIt(t *testing.T) {
 		status.Name + "|s1|session created: enforce, 1 rules",
 		status.Name + "|s1|session ended",
 		status.Name + "|new|session expired",
-		"||global rule " + r.ID + " added: deny 203.0.113.0/24 ports * for *",
+		"||global rule " + r.ID + " added: deny 198.51.100.0/24 ports * for *",
 		"||global rule " + r.ID + " removed",
 		status.Name + "||detached",
 	} {
@@ -84,25 +85,25 @@ func TestAFlowLivesNoLongerThanWhatAllowsIt(t *testing.T) {
 }
 
 func TestAHeartbeatExtendsTheRulesWithTheSession(t *testing.T) {
-	l := newLab(t)
-	d := start(t, t.TempDir(), &clock{})
+	l := netlab.New(t)
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
 	d.attach(l)
-	doc := []byte("version: 1\nrules: [{allow: 203.0.113.0/24, ports: \"7000\"}]\n")
-	if _, err := d.CreateSession(ctx, Spec{ID: "s", Container: l.ref(), TTL: time.Minute, Policy: doc}); err != nil {
+	doc := []byte("version: 1\nrules: [{allow: 198.51.100.0/24, ports: \"7000\"}]\n")
+	if _, err := d.CreateSession(ctx, Spec{ID: "s", Container: l.Ref(), TTL: time.Minute, Policy: doc}); err != nil {
 		t.Fatal(err)
 	}
-	d.session(t, "s", l.ref(), time.Minute) // replaced
+	d.session(t, "s", l.Ref(), time.Minute) // replaced
 	d.pass(40 * time.Second)
 	expires, err := d.Heartbeat(ctx, "s", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left := expires.Sub(d.clock.now()); left > time.Minute || left < 50*time.Second {
+	if left := expires.Sub(d.clock.Now()); left > time.Minute || left < 50*time.Second {
 		t.Errorf("expires in %s", left)
 	}
 	d.pass(40 * time.Second)
-	held, ok := l.dial()
+	held, ok := l.Dial()
 	if !ok {
 		t.Fatal("the rules of an extended session have expired")
 	}
@@ -113,7 +114,7 @@ func TestAHeartbeatExtendsTheRulesWithTheSession(t *testing.T) {
 	}
 	// An expiry equal to now has passed. Nobody calls expire here: the policy
 	// in force knows by itself.
-	a, err := d.attachment(ctx, l.ref())
+	a, err := d.attachment(ctx, l.Ref())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +125,7 @@ func TestAHeartbeatExtendsTheRulesWithTheSession(t *testing.T) {
 		t.Errorf("at the expiry: %v %s", decision.Verdict, decision.Reason)
 	}
 	d.pass(20 * time.Second)
-	held.waitCut()
+	held.WaitCut()
 	if _, err := d.Heartbeat(ctx, "s", 0); kind(err) != NotFound {
 		t.Errorf("heartbeat of an expired session: %v", err)
 	}
@@ -135,32 +136,32 @@ func TestAHeartbeatExtendsTheRulesWithTheSession(t *testing.T) {
 	if err != nil || len(stored) > 0 {
 		t.Errorf("stored rules of an expired session: %v %v", stored, err)
 	}
-	if err := d.Detach(ctx, l.ref()); err != nil {
+	if err := d.Detach(ctx, l.Ref()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestARestartGoesOn(t *testing.T) {
-	l := newLab(t)
-	dir, clk := t.TempDir(), &clock{}
+	l := netlab.New(t)
+	dir, clk := t.TempDir(), &netlab.Clock{}
 	d := start(t, dir, clk)
 	ctx := t.Context()
 	attached := d.attach(l)
-	before := d.session(t, "s", l.ref(), time.Hour)
+	before := d.session(t, "s", l.Ref(), time.Hour)
 	rule, _, err := d.AddRule(ctx, rules.Rule{Destination: "evil.example", Action: rules.ActionDeny})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := d.SetPolicy(ctx, "base", []byte("version: 1\nrules: [{deny: 198.51.100.0/24}]\n")); err != nil {
+	if _, _, err := d.SetPolicy(ctx, "base", []byte("version: 1\nrules: [{deny: 198.18.0.0/15}]\n")); err != nil {
 		t.Fatal(err)
 	}
-	held, ok := l.dial()
+	held, ok := l.Dial()
 	if !ok {
 		t.Fatal("not allowed")
 	}
 	d.stop()
-	held.waitCut()
-	if _, ok := l.dial(); ok {
+	held.WaitCut()
+	if _, ok := l.Dial(); ok {
 		t.Fatal("without the daemon the container has egress")
 	}
 
@@ -169,7 +170,7 @@ func TestARestartGoesOn(t *testing.T) {
 	if len(list) != 1 || list[0].ContainerID != attached.ContainerID || list[0].Waiting || list[0].Session != "s" {
 		t.Fatalf("restored: %+v", list)
 	}
-	if _, ok := l.dial(); !ok {
+	if _, ok := l.Dial(); !ok {
 		t.Error("the restored session does not count")
 	}
 	after, err := d.Session("s")
@@ -186,20 +187,20 @@ func TestARestartGoesOn(t *testing.T) {
 	if diff := cmp.Diff([]string{rule.ID, "base/0"}, ids); diff != "" {
 		t.Error(diff)
 	}
-	if err := d.Detach(ctx, l.ref()); err != nil {
+	if err := d.Detach(ctx, l.Ref()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestDetachLeavesNothing(t *testing.T) {
-	l := newLab(t)
-	d := start(t, t.TempDir(), &clock{})
+	l := netlab.New(t)
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
 	state := func() string {
 		var all strings.Builder
-		for _, at := range []string{"", "ip netns exec " + l.box + " "} {
+		for _, at := range []string{"", "ip netns exec " + l.Box + " "} {
 			for _, what := range []string{"nft list ruleset", "ip route show table all", "ip rule", "ip addr show dev lo"} {
-				all.WriteString(run(t, "sh", "-c", at+what))
+				all.WriteString(netlab.Run(t, "sh", "-c", at+what))
 			}
 		}
 		return all.String()
@@ -209,7 +210,7 @@ func TestDetachLeavesNothing(t *testing.T) {
 	if cmp.Equal(clean, state()) {
 		t.Fatal("attaching changed nothing, so this test sees nothing")
 	}
-	again, created, err := d.Attach(ctx, l.ref())
+	again, created, err := d.Attach(ctx, l.Ref())
 	if err != nil || created || again.ContainerID == "" {
 		t.Errorf("attached again: created %v, %v", created, err)
 	}
@@ -219,7 +220,7 @@ func TestDetachLeavesNothing(t *testing.T) {
 	if diff := cmp.Diff(clean, state()); diff != "" {
 		t.Error(diff)
 	}
-	if err := d.Detach(ctx, l.ref()); kind(err) != NotFound {
+	if err := d.Detach(ctx, l.Ref()); kind(err) != NotFound {
 		t.Errorf("detached again: %v", err)
 	}
 	if stored, err := d.store.Attachments(ctx); err != nil || len(stored) > 0 {
@@ -228,19 +229,19 @@ func TestDetachLeavesNothing(t *testing.T) {
 }
 
 func TestAContainerThatStopsWaitsAndOneThatIsRemovedIsForgotten(t *testing.T) {
-	l := newLab(t)
-	dir, clk := t.TempDir(), &clock{}
+	l := netlab.New(t)
+	dir, clk := t.TempDir(), &netlab.Clock{}
 	d := start(t, dir, clk)
 	ctx := t.Context()
 	s := d.attach(l)
-	d.session(t, "s", l.ref(), time.Hour)
+	d.session(t, "s", l.Ref(), time.Hour)
 
 	// News of a stop that is not true changes nothing.
 	d.stopped(ctx, s.ContainerID)
 	if list := d.Attachments(); len(list) != 1 || list[0].Waiting {
 		t.Fatalf("%+v", list)
 	}
-	if err := exec.Command("ip", "netns", "del", l.box).Run(); err != nil {
+	if err := exec.Command("ip", "netns", "del", l.Box).Run(); err != nil {
 		t.Fatal(err)
 	}
 	d.stopped(ctx, s.ContainerID)
@@ -266,8 +267,8 @@ func TestAContainerThatStopsWaitsAndOneThatIsRemovedIsForgotten(t *testing.T) {
 
 // A detach that failed half-way, or of a container that does not run.
 func TestDetachOfOneThatDoesNotServe(t *testing.T) {
-	l := newLab(t)
-	dir, clk := t.TempDir(), &clock{}
+	l := netlab.New(t)
+	dir, clk := t.TempDir(), &netlab.Clock{}
 	d := start(t, dir, clk)
 	ctx := t.Context()
 	s := d.attach(l)
@@ -281,7 +282,7 @@ func TestDetachOfOneThatDoesNotServe(t *testing.T) {
 	if err := d.Detach(ctx, s.ContainerID); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := l.dial(); !ok {
+	if _, ok := l.Dial(); !ok {
 		t.Error("the container is still locked in")
 	}
 	if list := d.Attachments(); len(list) != 0 {
@@ -295,38 +296,38 @@ func TestDetachOfOneThatDoesNotServe(t *testing.T) {
 	d.attaching.Lock()
 	d.dropForTakeover(a)
 	d.attaching.Unlock()
-	if err := exec.Command("ip", "netns", "del", l.box).Run(); err != nil {
+	if err := exec.Command("ip", "netns", "del", l.Box).Run(); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Detach(ctx, a.ID); err != nil {
 		t.Fatal(err)
 	}
-	if out := run(t, "nft", "list", "tables"); strings.Contains(out, LockName(a.ID)) {
+	if out := netlab.Run(t, "nft", "list", "tables"); strings.Contains(out, LockName(a.ID)) {
 		t.Errorf("the lock is left: %s", out)
 	}
 }
 
 // A namespace that went away while the daemon was not there.
 func TestARestartForgetsWhatIsGone(t *testing.T) {
-	l := newLab(t)
-	dir, clk := t.TempDir(), &clock{}
+	l := netlab.New(t)
+	dir, clk := t.TempDir(), &netlab.Clock{}
 	d := start(t, dir, clk)
 	s := d.attach(l)
 	d.stop()
-	if err := exec.Command("ip", "netns", "del", l.box).Run(); err != nil {
+	if err := exec.Command("ip", "netns", "del", l.Box).Run(); err != nil {
 		t.Fatal(err)
 	}
 	d = start(t, dir, clk)
 	if list := d.Attachments(); len(list) != 0 {
 		t.Errorf("%+v", list)
 	}
-	if out := run(t, "nft", "list", "tables"); strings.Contains(out, LockName(s.ContainerID)) {
+	if out := netlab.Run(t, "nft", "list", "tables"); strings.Contains(out, LockName(s.ContainerID)) {
 		t.Errorf("the lock is left: %s", out)
 	}
 }
 
 func TestWhatCannotBeAttachedIsRefused(t *testing.T) {
-	d := start(t, t.TempDir(), &clock{})
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	for ref, want := range map[string]Kind{
 		"netns:there-is-none": NotFound,
 		"pid:none":            Invalid,

@@ -3,48 +3,49 @@ package session
 import (
 	"testing"
 	"time"
+	"weir/e2e/netlab"
 
 	"weir/rules"
 )
 
 func TestAConnectionIsListedAndCut(t *testing.T) {
-	l := newLab(t)
-	d := start(t, t.TempDir(), &clock{})
+	l := netlab.New(t)
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
-	if _, err := d.Flows(ctx, l.ref()); kind(err) != NotFound {
+	if _, err := d.Flows(ctx, l.Ref()); kind(err) != NotFound {
 		t.Errorf("not attached: %v", err)
 	}
 	d.attach(l)
-	d.session(t, "s", l.ref(), time.Minute)
-	if list, err := d.Flows(ctx, l.ref()); err != nil || len(list) != 0 {
+	d.session(t, "s", l.Ref(), time.Minute)
+	if list, err := d.Flows(ctx, l.Ref()); err != nil || len(list) != 0 {
 		t.Errorf("%+v %v", list, err)
 	}
-	held, ok := l.dial()
+	held, ok := l.Dial()
 	if !ok {
 		t.Fatal("the session's rule does not count")
 	}
-	list, err := d.Flows(ctx, l.ref())
+	list, err := d.Flows(ctx, l.Ref())
 	if err != nil || len(list) != 1 {
 		t.Fatalf("%+v %v", list, err)
 	}
 	f := list[0]
-	if f.Destination.String() != server || !f.Live || f.Layer != rules.Session || f.Rule == nil || f.BytesOut == 0 {
+	if f.Destination.String() != netlab.Server || !f.Live || f.Layer != rules.Session || f.Rule == nil || f.BytesOut == 0 {
 		t.Errorf("%+v", f)
 	}
-	if err := d.Kill(ctx, l.ref(), f.ID+1); kind(err) != NotFound || !held.works() {
+	if err := d.Kill(ctx, l.Ref(), f.ID+1); kind(err) != NotFound || !held.Works() {
 		t.Errorf("another id: %v", err)
 	}
-	if err := d.Kill(ctx, l.ref(), f.ID); err != nil {
+	if err := d.Kill(ctx, l.Ref(), f.ID); err != nil {
 		t.Fatal(err)
 	}
-	held.waitCut()
-	if _, ok := l.dial(); !ok {
+	held.WaitCut()
+	if _, ok := l.Dial(); !ok {
 		t.Error("cutting a connection kept the container from opening it again")
 	}
 }
 
 func TestRulesSayWhoShadowsThem(t *testing.T) {
-	d := start(t, t.TempDir(), &clock{})
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
 	global, _, err := d.AddRule(ctx, rules.Rule{Destination: "**.a.example", Action: rules.ActionDeny})
 	if err != nil {

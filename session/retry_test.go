@@ -3,16 +3,17 @@ package session
 import (
 	"testing"
 	"time"
+	"weir/e2e/netlab"
 )
 
 // What could not be attached when it started is attached later; what was to be
 // detached is detached; and what failed at nothing is left alone.
 func TestWhatFailedIsTriedAgain(t *testing.T) {
-	l := newLab(t)
-	d := start(t, t.TempDir(), &clock{})
+	l := netlab.New(t)
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
 	s := d.attach(l)
-	d.session(t, "s", l.ref(), time.Hour)
+	d.session(t, "s", l.Ref(), time.Hour)
 	lose := func() *attachment {
 		t.Helper()
 		a, err := d.attachment(ctx, s.ContainerID)
@@ -52,7 +53,7 @@ func TestWhatFailedIsTriedAgain(t *testing.T) {
 	if list := d.Attachments(); len(list) != 0 {
 		t.Errorf("not detached: %+v", list)
 	}
-	if _, works := l.dial(); !works {
+	if _, works := l.Dial(); !works {
 		t.Error("the container is still locked in")
 	}
 }

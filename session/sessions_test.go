@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"weir/e2e/netlab"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -22,12 +23,12 @@ func sessionRulesOf(id string) store.RuleFilter {
 func askAt(a *attachment, now time.Time) rules.Decision {
 	return a.policy.Load().Decide(rules.Request{
 		Time: now, Container: a.who(), Stage: rules.Connect, Transport: rules.TCP, Captured: true, Port: 7000,
-		Addr: netip.MustParseAddr(serverAddr),
+		Addr: netip.MustParseAddr(netlab.ServerAddr),
 	})
 }
 
 func TestSessionsThatAreRefused(t *testing.T) {
-	d := start(t, t.TempDir(), &clock{})
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
 	d.session(t, "taken", "web", time.Hour)
 	for name, c := range map[string]struct {
@@ -54,7 +55,7 @@ func TestSessionsThatAreRefused(t *testing.T) {
 }
 
 func TestOnlyTheNewestLiveSessionIsCurrent(t *testing.T) {
-	d := start(t, t.TempDir(), &clock{})
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
 	current := func() (ids []string) {
 		for _, s := range d.Sessions() {
@@ -90,7 +91,7 @@ func TestOnlyTheNewestLiveSessionIsCurrent(t *testing.T) {
 	// One that has expired and not been swept is no longer there, whatever
 	// container it was for.
 	d.mu.Lock() // keeps the clock's watcher away
-	d.clock.advance(time.Hour)
+	d.clock.Advance(time.Hour)
 	d.mu.Unlock()
 	if s := d.session(t, "other", "cache", time.Hour); s.Container != "cache" || !s.Current {
 		t.Errorf("%+v", s)
@@ -99,23 +100,23 @@ func TestOnlyTheNewestLiveSessionIsCurrent(t *testing.T) {
 }
 
 func TestGlobalPolicies(t *testing.T) {
-	l := newLab(t)
-	dir, clk := t.TempDir(), &clock{}
+	l := netlab.New(t)
+	dir, clk := t.TempDir(), &netlab.Clock{}
 	d := start(t, dir, clk)
 	ctx := t.Context()
 	d.attach(l)
-	d.session(t, "s", l.ref(), time.Hour)
-	held, ok := l.dial()
+	d.session(t, "s", l.Ref(), time.Hour)
+	held, ok := l.Dial()
 	if !ok {
 		t.Fatal("not allowed")
 	}
-	deny := []byte("version: 1\nrules:\n  - deny: 203.0.113.0/24\n  - allow: \"*.com\"\n")
+	deny := []byte("version: 1\nrules:\n  - deny: 198.51.100.0/24\n  - allow: \"*.com\"\n")
 	p, created, err := d.SetPolicy(ctx, "base", deny)
 	if err != nil || !created || p.Rules != 2 {
 		t.Fatalf("%+v %v %v", p, created, err)
 	}
-	held.waitCut()
-	a, err := d.Explain(ctx, Question{Container: l.ref(), Destination: serverAddr, Port: 7000})
+	held.WaitCut()
+	a, err := d.Explain(ctx, Question{Container: l.Ref(), Destination: netlab.ServerAddr, Port: 7000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,10 +134,10 @@ func TestGlobalPolicies(t *testing.T) {
 	if err := d.DeleteRule(ctx, "base/0"); kind(err) != NotFound || !strings.Contains(err.Error(), "weir policy unset base") {
 		t.Error(err)
 	}
-	if _, created, err = d.SetPolicy(ctx, "base", []byte("version: 1\nrules: [{deny: 198.51.100.0/24}]\n")); err != nil || created {
+	if _, created, err = d.SetPolicy(ctx, "base", []byte("version: 1\nrules: [{deny: 198.18.0.0/15}]\n")); err != nil || created {
 		t.Errorf("%v %v", created, err)
 	}
-	if _, ok := l.dial(); !ok {
+	if _, ok := l.Dial(); !ok {
 		t.Error("the rules of a replaced policy still count")
 	}
 	if err := d.DeletePolicy(ctx, "base"); err != nil {
@@ -154,15 +155,15 @@ func TestGlobalPolicies(t *testing.T) {
 			t.Errorf("no event %q in:\n%s", want, reasons)
 		}
 	}
-	if err := d.Detach(ctx, l.ref()); err != nil {
+	if err := d.Detach(ctx, l.Ref()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestGlobalRulesChangeAndExpire(t *testing.T) {
-	d := start(t, t.TempDir(), &clock{})
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
-	now := d.clock.now()
+	now := d.clock.Now()
 	if _, _, err := d.AddRule(ctx, rules.Rule{Destination: "x.example", Action: rules.ActionDeny, Expires: now}); kind(err) != Invalid {
 		t.Errorf("expired already: %v", err)
 	}
@@ -207,8 +208,8 @@ func TestGlobalRulesChangeAndExpire(t *testing.T) {
 
 // Everything at once: for the race detector, and for what is left afterwards.
 func TestManyCallersAtOnce(t *testing.T) {
-	l := newLab(t)
-	d := start(t, t.TempDir(), &clock{})
+	l := netlab.New(t)
+	d := start(t, t.TempDir(), &netlab.Clock{})
 	ctx := t.Context()
 	d.attach(l)
 	const callers, rounds = 6, 8
@@ -223,11 +224,11 @@ func TestManyCallersAtOnce(t *testing.T) {
 					return
 				}
 				// What AddRule returned from counts.
-				a, err := d.Explain(ctx, Question{Container: l.ref(), Destination: r.Destination})
+				a, err := d.Explain(ctx, Question{Container: l.Ref(), Destination: r.Destination})
 				if err != nil || a.Layer != rules.Global {
 					t.Errorf("%s: %v %v", r.Destination, a.Layer, err)
 				}
-				if _, err := d.CreateSession(ctx, Spec{ID: id, Container: l.ref(), Rules: []rules.Rule{{Destination: "ok.example"}}}); err != nil {
+				if _, err := d.CreateSession(ctx, Spec{ID: id, Container: l.Ref(), Rules: []rules.Rule{{Destination: "ok.example"}}}); err != nil {
 					t.Error(err)
 				}
 				if _, err := d.Heartbeat(ctx, id, time.Minute); err != nil {
@@ -260,7 +261,7 @@ func TestManyCallersAtOnce(t *testing.T) {
 	if got := d.Sessions(); len(got) > 0 {
 		t.Errorf("%+v", got)
 	}
-	if err := d.Detach(ctx, l.ref()); err != nil {
+	if err := d.Detach(ctx, l.Ref()); err != nil {
 		t.Fatal(err)
 	}
 }

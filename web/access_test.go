@@ -127,7 +127,7 @@ func TestTheLogin(t *testing.T) {
 	if got := status(); got != 200 {
 		t.Fatalf("after the login: %d", got)
 	}
-	s.clock.advance(loginTime)
+	s.clock.Advance(loginTime)
 	if got := status(); got != http.StatusSeeOther {
 		t.Errorf("when it has expired: %d", got)
 	}
@@ -141,7 +141,7 @@ func TestTheLogin(t *testing.T) {
 	for next, want := range map[string]string{
 		"": "/", "/events?verdict=deny": "/events?verdict=deny", "https://evil.example/": "/", "//evil.example/": "/", `/\evil.example`: "/", "javascript:alert(1)": "/", "rules": "/",
 	} {
-		s.clock.advance(time.Minute)
+		s.clock.Advance(time.Minute)
 		a := s.send("POST", "/login", url.Values{"token": {token}, "next": {next}}.Encode(), nil)
 		if a.status != http.StatusSeeOther || a.header.Get("Location") != want {
 			t.Errorf("next %q: %d to %q, want %q", next, a.status, a.header.Get("Location"), want)
@@ -161,7 +161,7 @@ func TestGuessingTheTokenIsSlow(t *testing.T) {
 			t.Errorf("%s: %d", guess, a.status)
 		}
 	}
-	s.clock.advance(2 * time.Second)
+	s.clock.Advance(2 * time.Second)
 	s.logIn()
 }
 

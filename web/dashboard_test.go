@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"weir/e2e/netlab"
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -17,9 +18,9 @@ import (
 const markup = `<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>"'&amp;`
 
 // attach attaches the lab's container and returns its id.
-func (s *service) attach(l *lab) string {
+func (s *service) attach(l *netlab.Lab) string {
 	s.t.Helper()
-	a, err := s.api.Attach(s.t.Context(), l.ref())
+	a, err := s.api.Attach(s.t.Context(), l.Ref())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -28,7 +29,7 @@ func (s *service) attach(l *lab) string {
 
 func TestTheDashboardInABrowser(t *testing.T) {
 	s := newService(t)
-	l := newLab(t)
+	l := netlab.New(t)
 	b := s.open()
 	b.to("/rules")
 	b.do(chromedp.SendKeys(chromedp.CSS("#token"), "not the token"))
@@ -41,7 +42,7 @@ func TestTheDashboardInABrowser(t *testing.T) {
 	b.says("No container is attached", "sudo weir attach NAME --allow-all")
 
 	// Attach by the form.
-	b.fill("main", "container", l.ref())
+	b.fill("main", "container", l.Ref())
 	b.click("form[action='/containers'] button")
 	b.says("is attached", "No session is open", "Effective policy", "No connection is open")
 	container := eval[string](b, "location.pathname")
@@ -50,7 +51,7 @@ func TestTheDashboardInABrowser(t *testing.T) {
 	b.to("/events")
 	b.wait("the stream is open", `document.getElementById("state").textContent === "live"`)
 	eval[bool](b, "window.stillHere = true")
-	if _, ok := l.dial(); ok {
+	if _, ok := l.Dial(); ok {
 		t.Fatal("a connection was let through that nothing allows")
 	}
 	b.wait("the refusal appears", `[...document.querySelectorAll("#rows tr.deny")].some(r => r.textContent.includes("198.51.100.7:7000"))`)
@@ -62,7 +63,7 @@ func TestTheDashboardInABrowser(t *testing.T) {
 	b.do(chromedp.Focus(chromedp.CSS("#rows tr.deny a")), chromedp.KeyEvent(kb.Enter), chromedp.WaitVisible(chromedp.CSS("#detail[open] .facts")))
 	b.says("What would be decided now", "default deny", "no rule of any layer allows")
 	b.click("#detail a.button[href^='/rules']")
-	if dest, port := eval[string](b, `document.querySelector("#add [name=destination]").value`), eval[string](b, `document.querySelector("#add [name=ports]").value`); dest != worldAddr || port != "7000" {
+	if dest, port := eval[string](b, `document.querySelector("#add [name=destination]").value`), eval[string](b, `document.querySelector("#add [name=ports]").value`); dest != netlab.ServerAddr || port != "7000" {
 		t.Errorf("the form was not filled in: %q %q", dest, port)
 	}
 
@@ -73,10 +74,10 @@ func TestTheDashboardInABrowser(t *testing.T) {
 	if notes := eval[string](b, `document.querySelector("#add [name=notes]").value`); notes != "kept" {
 		t.Errorf("what was written is gone: %q", notes)
 	}
-	b.fill("#add", "destination", worldAddr, "expires", "3600")
+	b.fill("#add", "destination", netlab.ServerAddr, "expires", "3600")
 	b.click("#add button.primary")
 	b.says("is added: allow 198.51.100.7, ports 7000, for *")
-	held, ok := l.dial()
+	held, ok := l.Dial()
 	if !ok {
 		t.Fatal("the rule has no effect")
 	}
@@ -85,7 +86,7 @@ func TestTheDashboardInABrowser(t *testing.T) {
 	b.to(container)
 	b.wait("the connection is listed", `document.querySelector("#flows tbody td").textContent.includes("198.51.100.7:7000")`)
 	b.do(chromedp.Click(chromedp.CSS("#flows button.danger")))
-	held.waitCut()
+	held.WaitCut()
 	b.wait("it is gone from the list", `document.getElementById("flows").textContent.includes("No connection is open")`)
 
 	// Edited to deny, and deleted.
@@ -94,7 +95,7 @@ func TestTheDashboardInABrowser(t *testing.T) {
 	b.fill("main", "action", "deny")
 	b.click("main button.primary")
 	b.says("is changed: deny 198.51.100.7")
-	if _, ok := l.dial(); ok {
+	if _, ok := l.Dial(); ok {
 		t.Error("a rule that was changed to deny allows")
 	}
 	list, err := s.api.Rules(t.Context(), "global", "", "")
@@ -107,10 +108,10 @@ func TestTheDashboardInABrowser(t *testing.T) {
 
 	// A session with lines of rules.
 	b.to("/sessions?container=" + strings.TrimPrefix(container, "/containers/"))
-	b.fill("#create", "allow", worldAddr+":7000\n*.example.com:443\n", "deny", "10.0.0.0/8", "id", "by-hand")
+	b.fill("#create", "allow", netlab.ServerAddr+":7000\n*.example.com:443\n", "deny", "10.0.0.0/8", "id", "by-hand")
 	b.click("#create button.primary")
 	b.says("Session by-hand is open", "current")
-	if _, ok := l.dial(); !ok {
+	if _, ok := l.Dial(); !ok {
 		t.Error("the session's rule has no effect")
 	}
 	b.fill("tbody", "ttl_seconds", "28800")
@@ -142,7 +143,7 @@ func (b *tab) accept() {
 
 func TestBadgesNameTheSourceOfEachRule(t *testing.T) {
 	s := newService(t)
-	l := newLab(t)
+	l := netlab.New(t)
 	id := s.attach(l)
 	ctx := t.Context()
 	global, err := s.api.AddRule(ctx, api.RuleRequest{Destination: "**.tracker.example", Action: "deny"})
@@ -232,7 +233,7 @@ func TestTheLoginEndsWhileAPageIsOpen(t *testing.T) {
 	b.logIn()
 	b.to("/events?verdict=deny")
 	b.wait("the stream is open", `document.getElementById("state").textContent === "live"`)
-	s.clock.advance(loginTime)
+	s.clock.Advance(loginTime)
 	s.log.Record(audit.Event{Type: audit.DNS, Verdict: "deny", ContainerName: "web", Host: "a.example", Reason: "r"})
 	b.wait("it is at the login", `location.pathname === "/login" && document.getElementById("token") !== null`)
 	b.do(chromedp.SendKeys(chromedp.CSS("#token"), token))

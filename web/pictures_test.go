@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 	"time"
+	"weir/e2e/netlab"
 
 	"github.com/chromedp/chromedp"
 
@@ -25,14 +26,14 @@ func TestEveryPageFits(t *testing.T) {
 		b.shoot(dir, "empty-"+name, false)
 	}
 
-	l := newLab(t)
+	l := netlab.New(t)
 	id := s.attach(l)
 	s.furnish(l, id)
-	held, ok := l.dial()
+	held, ok := l.Dial()
 	if !ok {
 		t.Fatal("the server is not reached")
 	}
-	defer fmt.Fprintln(held.in)
+	defer held.Works() // it is held until the pictures are taken
 	s.stored()
 	event := s.log.Last()
 	for _, p := range []struct{ name, path string }{
@@ -53,14 +54,14 @@ func TestEveryPageFits(t *testing.T) {
 	b.do(chromedp.EmulateViewport(1280, 900), chromedp.Click(chromedp.CSS("#rows tr.deny a")), chromedp.WaitVisible(chromedp.CSS("#detail[open]")))
 	b.shoot(dir, "detail", false)
 
-	s.forget(worldAddr)
+	s.forget(netlab.ServerAddr)
 	s.asks(id)
-	asking := l.start(l.box, "hold")
+	asking := l.Open()
 	q := s.asked()
 	b.to("/questions")
 	b.shoot(dir, "questions", false)
 	b.shoot(dir, "questions", true)
-	if _, err := s.api.Answer(t.Context(), q.ID, api.AnswerRequest{Verdict: "allow", For: "once"}); err != nil || asking.line() != "yes" {
+	if _, err := s.api.Answer(t.Context(), q.ID, api.AnswerRequest{Verdict: "allow", For: "once"}); err != nil || !asking.Opened() {
 		t.Errorf("the answer: %v", err)
 	}
 	b.wait("what came of it", `document.querySelector("article.over") !== null`)
@@ -69,7 +70,7 @@ func TestEveryPageFits(t *testing.T) {
 }
 
 // furnish fills a service with what a busy machine has.
-func (s *service) furnish(l *lab, id string) {
+func (s *service) furnish(l *netlab.Lab, id string) {
 	t, ctx := s.t, s.t.Context()
 	must := func(err error) {
 		t.Helper()
@@ -80,7 +81,7 @@ func (s *service) furnish(l *lab, id string) {
 	for _, r := range []api.RuleRequest{
 		{Destination: "**.tracker.example", Action: "deny", Notes: "nobody needs these"},
 		{Destination: "169.254.0.0/16", Action: "deny"},
-		{Destination: worldAddr, Ports: "7000", Action: "allow", Container: "netns*", Transport: "tcp", ExpiresInSeconds: 7200},
+		{Destination: netlab.ServerAddr, Ports: "7000", Action: "allow", Container: "netns*", Transport: "tcp", ExpiresInSeconds: 7200},
 		{Destination: "*.debian.org", Ports: "80,443", Action: "allow", Container: "build-*", Binaries: []string{"/usr/bin/apt", "/usr/lib/apt/methods/https"}, Notes: "packages"},
 	} {
 		_, err := s.api.AddRule(ctx, r)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"weir/e2e/netlab"
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -52,7 +53,7 @@ func (s *service) asked() api.Question {
 }
 
 func TestAHeldConnectionIsReleasedByAClick(t *testing.T) {
-	s, l := newService(t), newLab(t)
+	s, l := newService(t), netlab.New(t)
 	id := s.attach(l)
 	s.asks(id)
 	b := s.open()
@@ -61,13 +62,13 @@ func TestAHeldConnectionIsReleasedByAClick(t *testing.T) {
 	b.says("Nothing is being asked", "weir attach NAME --ask")
 	b.wait("the page follows", `document.getElementById("state").textContent === "live"`)
 
-	held := l.start(l.box, "hold")
+	held := l.Open()
 	q := s.asked()
 	b.wait("the question", `document.querySelectorAll("article.question:not(.over)").length === 1`)
-	b.says(server, "1 connection waits", "This session", "For good")
+	b.says(netlab.Server, "1 connection waits", "This session", "For good")
 	b.wait("its number in the navigation", `document.getElementById("asked").textContent.startsWith("1") && document.title.startsWith("(1)")`)
 	b.do(chromedp.Click(chromedp.CSS("#" + q.ID + " button[value=allow]")))
-	if held.line() != "yes" {
+	if !held.Opened() {
 		t.Error("what was allowed does not work")
 	}
 	b.wait("what came of it", `document.querySelector("article.over") !== null && document.querySelector("article:not(.over)") === null`)
@@ -75,29 +76,29 @@ func TestAHeldConnectionIsReleasedByAClick(t *testing.T) {
 	b.wait("the number is gone", `document.getElementById("asked").textContent === ""`)
 
 	// It was once: the next one is asked about again, and answered by somebody else.
-	held = l.start(l.box, "hold")
+	held = l.Open()
 	q = s.asked()
 	b.wait("the next question", `document.getElementById("`+q.ID+`") !== null`)
 	if _, err := s.api.Answer(t.Context(), q.ID, api.AnswerRequest{Verdict: "allow", For: "once"}); err != nil {
 		t.Fatal(err)
 	}
-	if held.line() != "yes" {
+	if !held.Opened() {
 		t.Error("what somebody else allowed does not work")
 	}
 	b.wait("what somebody else said", `document.getElementById("`+q.ID+`").classList.contains("over")`)
 	b.says("Allowed once by")
 
 	// With the keyboard, and with a rule.
-	held = l.start(l.box, "hold")
+	held = l.Open()
 	q = s.asked()
 	b.wait("another question", `document.getElementById("`+q.ID+`") !== null`)
 	b.do(chromedp.Focus(chromedp.CSS("#"+q.ID+" input[value=once]")), chromedp.KeyEvent(kb.ArrowDown),
 		chromedp.Focus(chromedp.CSS("#"+q.ID+" button[value=allow]")), chromedp.KeyEvent(kb.Enter))
-	if held.line() != "yes" {
+	if !held.Opened() {
 		t.Error("what was allowed by key does not work")
 	}
-	b.wait("the rule", `document.getElementById("`+q.ID+`").innerText.includes("`+worldAddr+`, ports 7000")`)
-	if _, works := l.dial(); !works {
+	b.wait("the rule", `document.getElementById("`+q.ID+`").innerText.includes("`+netlab.ServerAddr+`, ports 7000")`)
+	if _, works := l.Dial(); !works {
 		t.Error("the rule does not count")
 	}
 	if n := eval[int](b, `document.querySelectorAll("#questions > article").length`); n != 3 {

@@ -30,7 +30,7 @@ func TestViewersThatDoNotRead(t *testing.T) {
 	s := newService(t)
 	for range 5 {
 		defer s.slowViewer()()
-		s.clock.advance(loginTime / 100) // another attempt
+		s.clock.Advance(loginTime / 100) // another attempt
 	}
 	for i := range 4 * audit.QueueSize {
 		if id := s.log.Record(audit.Event{Type: audit.Connect, Verdict: "deny", Host: "a.example", Reason: strings.Repeat("long ", 50)}); id == 0 {
