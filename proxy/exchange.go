@@ -206,43 +206,16 @@ func (e *exchange) toEvent() audit.Event {
 
 // eventOf says what was decided about a request or message.
 func eventOf(c *intercepted, facts rules.Request, d rules.Decision, session string) audit.Event {
-	ev := audit.Event{
-		Time:          c.relay.now(),
-		Type:          audit.HTTP,
-		ContainerID:   facts.Container.ID,
-		ContainerName: facts.Container.Name,
-		SessionID:     session,
-		Verdict:       verdict(d.Verdict),
-		Layer:         string(d.Layer),
-		Reason:        d.Reason,
-		Host:          c.in.Decision.Host,
-		Port:          facts.Port,
-		Transport:     string(rules.TCP),
-		Operations:    facts.Operations,
-	}
+	ev := decided(audit.HTTP, c.relay.now(), &facts, &d, session)
+	ev.Host, ev.Operations = c.in.Decision.Host, facts.Operations
 	if c.graphQL(d) || len(facts.Operations) > 0 {
 		ev.Type = audit.GraphQL
-	}
-	if facts.Addr.IsValid() {
-		ev.Address = facts.Addr.String()
 	}
 	if facts.HTTP != nil {
 		ev.Method = facts.HTTP.Method
 		ev.Path = pathOf(d, facts)
 		if facts.HTTP.Upgrade != "" {
 			ev.Upgrade = rules.UpgradeName(facts.HTTP.Upgrade)
-		}
-	}
-	if facts.Program != nil {
-		ev.Binary = facts.Program.Path
-	}
-	if d.Rule != nil {
-		ev.RuleID = d.Rule.ID
-	}
-	if w := d.Would; w != nil {
-		ev.Would = &audit.Would{Verdict: verdict(w.Verdict), Reason: w.Reason}
-		if w.Rule != nil {
-			ev.Would.RuleID = w.Rule.ID
 		}
 	}
 	return ev

@@ -183,27 +183,32 @@ func (f *record) event(now time.Time) audit.Event {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	d, r := f.decision, f.request
-	e := audit.Event{
-		Time:          now,
-		Type:          audit.Connect,
-		ContainerID:   r.Container.ID,
-		ContainerName: r.Container.Name,
-		SessionID:     f.session,
-		Verdict:       verdict(d.Verdict),
-		Layer:         string(d.Layer),
-		Reason:        d.Reason,
-		Host:          hostOf(d, r),
-		Port:          r.Port,
-		Transport:     string(r.Transport),
-		BytesIn:       f.moved.in.Load(),
-		BytesOut:      f.moved.out.Load(),
-		DurationMS:    time.Since(f.since).Milliseconds(),
-	}
+	e := decided(audit.Connect, now, &r, &d, f.session)
+	e.Host = hostOf(d, r)
+	e.BytesIn, e.BytesOut = f.moved.in.Load(), f.moved.out.Load()
+	e.DurationMS = time.Since(f.since).Milliseconds()
 	if e.Verdict == "inspect" {
 		e.Verdict = "allow" // its requests have their own events
 	}
 	if f.note != "" {
 		e.Reason += "; " + f.note
+	}
+	return e
+}
+
+// decided is an event of what was decided on a flow, or on something in it.
+func decided(kind audit.Type, now time.Time, r *rules.Request, d *rules.Decision, session string) audit.Event {
+	e := audit.Event{
+		Time:          now,
+		Type:          kind,
+		ContainerID:   r.Container.ID,
+		ContainerName: r.Container.Name,
+		SessionID:     session,
+		Verdict:       verdict(d.Verdict),
+		Layer:         string(d.Layer),
+		Reason:        d.Reason,
+		Port:          r.Port,
+		Transport:     string(r.Transport),
 	}
 	if r.Addr.IsValid() {
 		e.Address = r.Addr.String()

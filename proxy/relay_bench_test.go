@@ -24,7 +24,7 @@ func BenchmarkRelayKeepAlive(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	ln := tls.NewListener(labListen(b), &tls.Config{Certificates: []tls.Certificate{*cert}, NextProtos: []string{"http/1.1"}})
+	ln := tls.NewListener(listen(b), &tls.Config{Certificates: []tls.Certificate{*cert}, NextProtos: []string{"http/1.1"}})
 	answer := append([]byte("HTTP/1.1 200 OK\r\nDate: Fri, 01 May 2026 12:00:00 GMT\r\nContent-Type: text/plain\r\nContent-Length: 1024\r\n\r\n"), bytes.Repeat([]byte("x"), 1024)...)
 	go func() {
 		for {

@@ -48,7 +48,7 @@ func relayBenchServer(b *testing.B, l *relayLab) {
 			w.Write(body)
 		}),
 	}
-	ln := labListen(b)
+	ln := listen(b)
 	go server.ServeTLS(ln, "", "")
 	b.Cleanup(func() { server.Close() })
 	l.upstream(ln.Addr().String())

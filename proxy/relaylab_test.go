@@ -74,7 +74,7 @@ func newRelayLab(t testing.TB, port uint16, document string, change ...func(*rel
 		Relay:  l.relay.Serve,
 		Log:    l.log,
 	}
-	ln := labListen(t)
+	ln := listen(t)
 	l.addr = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -97,16 +97,6 @@ func testCA(t testing.TB, name string) *CA {
 		t.Fatal(err)
 	}
 	return ca
-}
-
-func labListen(t testing.TB) *net.TCPListener {
-	t.Helper()
-	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	return ln
 }
 
 func (l *relayLab) setPolicy(document string) {
@@ -165,7 +155,7 @@ func (l *relayLab) serve(h http.Handler, protocols ...string) {
 }
 
 func (l *relayLab) serveWith(h http.Handler, conf *tls.Config, protocols ...string) {
-	ln := labListen(l.t)
+	ln := listen(l.t)
 	srv := &http.Server{Handler: h, TLSConfig: conf, Protocols: new(http.Protocols), ErrorLog: quietLog()}
 	srv.Protocols.SetHTTP1(len(protocols) == 0 || contains(protocols, "http/1.1"))
 	srv.Protocols.SetHTTP2(contains(protocols, "h2"))

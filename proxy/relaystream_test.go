@@ -389,7 +389,7 @@ func TestRelayBadResponses(t *testing.T) {
 		"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "HTTP/1.1 200 OK\nX: y\n\n", "",
 	} {
 		l := newRelayLab(t, 80, restPolicy)
-		ln := labListen(t)
+		ln := listen(t)
 		go func() {
 			for {
 				c, err := ln.Accept()

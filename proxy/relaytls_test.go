@@ -134,7 +134,7 @@ func TestRelayMirrorsALPN(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ln := tls.NewListener(labListen(t), &tls.Config{Certificates: []tls.Certificate{*cert}, NextProtos: c.server})
+		ln := tls.NewListener(listen(t), &tls.Config{Certificates: []tls.Certificate{*cert}, NextProtos: c.server})
 		go func() {
 			for {
 				conn, err := ln.Accept()
@@ -160,7 +160,7 @@ func TestRelayMirrorsALPN(t *testing.T) {
 func TestRelayUpstreamUnreachable(t *testing.T) {
 	for _, form := range forms {
 		l := newRelayLab(t, form.port, restPolicy)
-		ln := labListen(t)
+		ln := listen(t)
 		l.upstream(ln.Addr().String())
 		ln.Close()
 		client := l.client(form.h2)
