@@ -104,7 +104,7 @@ Connections that were open before are cut and listed.`,
   sudo weir attach web --ask
   sudo weir attach web --allow github.com:443 --allow '*.packages.example:443'
   sudo weir attach web --policy github.yaml`,
-		Args: cobra.ExactArgs(1),
+		Args: one,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			wantSession := false
 			for _, name := range []string{"ttl", "allow-all", "ask", "inspect", "policy", "allow", "deny", "session", "label"} {
@@ -194,7 +194,7 @@ func undoAttach(ctx context.Context, client *api.Client, a api.Attachment, refus
 
 func newDetach(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "detach CONTAINER", Short: "Give a container its network back", Args: cobra.ExactArgs(1),
+		Use: "detach CONTAINER", Short: "Give a container its network back", Args: one,
 		ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.client().Detach(cmd.Context(), args[0]); err != nil {

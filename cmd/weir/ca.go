@@ -34,7 +34,7 @@ func caShow(c *common) *cobra.Command {
 func caInstall(c *common) *cobra.Command {
 	return &cobra.Command{
 		Use: "install CONTAINER", Short: "Add the authority to a container's own list, and print what other runtimes need",
-		Args: cobra.ExactArgs(1), ValidArgsFunction: c.completeContainers,
+		Args: one, ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := c.client().InstallCA(cmd.Context(), args[0])
 			if err != nil {
@@ -55,7 +55,7 @@ func caInstall(c *common) *cobra.Command {
 
 func caUninstall(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "uninstall CONTAINER", Short: "Take the authority out of a container again", Args: cobra.ExactArgs(1),
+		Use: "uninstall CONTAINER", Short: "Take the authority out of a container again", Args: one,
 		ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.client().UninstallCA(cmd.Context(), args[0]); err != nil {

@@ -49,6 +49,10 @@ func newEvents(c *common) *cobra.Command {
 					break
 				}
 			}
+			if last == 0 && q.Container != "" {
+				// To the terminal: there is nothing on the output itself.
+				fmt.Fprintf(cmd.ErrOrStderr(), "no such events of %s on record so far; 'weir ps' lists who is attached\n", q.Container)
+			}
 			if !follow {
 				return nil
 			}
@@ -100,7 +104,7 @@ func (c *common) eventWriter(w io.Writer) func(audit.Event) error {
 
 func newDNS(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "dns CONTAINER", Short: "Names that a container resolved, and until when they count", Args: cobra.ExactArgs(1),
+		Use: "dns CONTAINER", Short: "Names that a container resolved, and until when they count", Args: one,
 		ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list, err := c.client().Names(cmd.Context(), args[0])

@@ -13,7 +13,7 @@ import (
 
 func newFlows(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "flows CONTAINER", Short: "Connections of a container that are open now", Args: cobra.ExactArgs(1),
+		Use: "flows CONTAINER", Short: "Connections of a container that are open now", Args: one,
 		ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list, err := c.client().Flows(cmd.Context(), args[0])

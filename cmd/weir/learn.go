@@ -46,7 +46,7 @@ certificates for that: weir ca install CONTAINER.`,
   sudo weir learn web > web.yaml
   sudo weir policy replay web.yaml --container web
   sudo weir learn web --apply`,
-		Args: cobra.ExactArgs(1), ValidArgsFunction: c.completeContainers,
+		Args: one, ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			since, err := f.check(cmd)
 			if err != nil {
@@ -193,7 +193,7 @@ what would be answered otherwise.
 Exit code 1: something that was allowed would be denied. Queries of requests and
 ancestors of programs are not on record: rules that need them do not match.`,
 		Example: `  sudo weir policy replay web.yaml --container web --since 24h`,
-		Args:    cobra.ExactArgs(1),
+		Args:    one,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if container == "" {
 				return usage("whose record? add --container CONTAINER")

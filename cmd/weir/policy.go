@@ -72,7 +72,7 @@ func policyCheck(c *common) *cobra.Command {
 
 func policyShow(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "show CONTAINER", Short: "The policy that holds for a container now, in the order in which it is asked", Args: cobra.ExactArgs(1),
+		Use: "show CONTAINER", Short: "The policy that holds for a container now, in the order in which it is asked", Args: one,
 		ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := c.client().EffectivePolicy(cmd.Context(), args[0])
@@ -95,7 +95,7 @@ func policyShow(c *common) *cobra.Command {
 func policySet(c *common) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
-		Use: "set FILE", Short: "Put a policy document into the global layer, or replace it", Args: cobra.ExactArgs(1),
+		Use: "set FILE", Short: "Put a policy document into the global layer, or replace it", Args: one,
 		Long: `Put a policy document into the global layer: its rules come before every
 session's, in every container. A document of the same name is replaced, and a
 document with a mistake changes nothing.`,
@@ -132,7 +132,7 @@ document with a mistake changes nothing.`,
 
 func policyUnset(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "unset NAME", Short: "Take a policy document out of the global layer", Args: cobra.ExactArgs(1),
+		Use: "unset NAME", Short: "Take a policy document out of the global layer", Args: one,
 		ValidArgsFunction: c.completePolicies,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.client().DeletePolicy(cmd.Context(), args[0]); err != nil {

@@ -26,6 +26,21 @@ func usage(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
 
+// one is for commands that take exactly what their usage line names; an empty
+// word is most often a variable that was not set.
+func one(cmd *cobra.Command, args []string) error {
+	name, path := strings.Fields(cmd.Use)[1], cmd.CommandPath()
+	switch {
+	case len(args) == 0:
+		return usage("%s: which %s", path, name)
+	case len(args) > 1:
+		return usage("%s takes one %s, and %d were given: %s", path, name, len(args), strings.Join(args, " "))
+	case args[0] == "":
+		return usage("%s: the %s is empty, perhaps a variable that is not set", path, name)
+	}
+	return nil
+}
+
 // common are the flags that every client command has.
 type common struct {
 	socket string

@@ -101,7 +101,7 @@ func printRules(w io.Writer, items []api.Rule) {
 
 func ruleRemove(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm ID", Aliases: []string{"remove"}, Short: "Remove a global rule", Args: cobra.ExactArgs(1),
+		Use: "rm ID", Aliases: []string{"remove"}, Short: "Remove a global rule", Args: one,
 		ValidArgsFunction: c.completeRules,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.client().DeleteRule(cmd.Context(), args[0]); err != nil {

@@ -26,7 +26,7 @@ func sessionCreate(c *common) *cobra.Command {
 		Long: `Create a session. The most recently created live session of a container is
 its current one, and only the current one counts.`,
 		Example:           `  sudo weir session create web --id build-42 --allow '*.packages.example:443' --ttl 30m`,
-		Args:              cobra.ExactArgs(1),
+		Args:              one,
 		ValidArgsFunction: c.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request, err := f.request(args[0])
@@ -69,7 +69,7 @@ func sessionList(c *common) *cobra.Command {
 
 func sessionShow(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "show SESSION", Short: "Show one session and its rules", Args: cobra.ExactArgs(1),
+		Use: "show SESSION", Short: "Show one session and its rules", Args: one,
 		ValidArgsFunction: c.completeSessions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := c.client().Session(cmd.Context(), args[0])
@@ -84,7 +84,7 @@ func sessionShow(c *common) *cobra.Command {
 func sessionHeartbeat(c *common) *cobra.Command {
 	var ttl time.Duration
 	cmd := &cobra.Command{
-		Use: "heartbeat SESSION", Short: "Extend a session and its rules", Args: cobra.ExactArgs(1),
+		Use: "heartbeat SESSION", Short: "Extend a session and its rules", Args: one,
 		ValidArgsFunction: c.completeSessions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if ttl != 0 && (ttl < time.Second || ttl%time.Second != 0) {
@@ -105,7 +105,7 @@ func sessionHeartbeat(c *common) *cobra.Command {
 
 func sessionEnd(c *common) *cobra.Command {
 	return &cobra.Command{
-		Use: "end SESSION", Short: "End a session; its rules end with it", Args: cobra.ExactArgs(1),
+		Use: "end SESSION", Short: "End a session; its rules end with it", Args: one,
 		ValidArgsFunction: c.completeSessions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.client().EndSession(cmd.Context(), args[0]); err != nil {
