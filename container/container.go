@@ -149,7 +149,7 @@ func (c Container) Warnings() []string {
 		w = append(w, "has NET_ADMIN: its root can remove the redirection inside its namespace (the lock on the host's side still holds)")
 		if c.HostNetAdmin {
 			w = append(w, "has NET_ADMIN and shares the host's user namespace: its root can give itself new interfaces on the host's (macvlan, WireGuard), "+
-				"past both locks; drop the capability, or give the container a user namespace of its own")
+				"past both locks for the moment until each is seen and removed; drop the capability, or give the container a user namespace of its own")
 		}
 		for _, n := range c.Networks {
 			if n.UserDefined {

@@ -330,3 +330,41 @@ func TestFlushedRulesetComesBack(t *testing.T) {
 		t.Errorf("half of the times the ruleset came back later than %v", took[len(took)/2])
 	}
 }
+
+// What weakens Weir, in docs/security.md: by the number that its namespace has
+// for the host's, root in the container makes interfaces there. They go again,
+// each with an event, however often it tries; its own stay.
+func TestInterfacesOnTheHostsAreRemoved(t *testing.T) {
+	w := startWeir(t, "")
+	box := newBox(t, "--network", newNetwork(t), "--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW")
+	if out := w.run("attach", box.Name); !strings.Contains(out, "until each is seen and removed") {
+		t.Errorf("attach does not warn of it: %s", out)
+	}
+	host, err := net.InterfaceByName("docker0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		name := fmt.Sprintf("on-host%d", i)
+		add := fmt.Sprintf("ip link add link if%d name %s link-netnsid 0 type macvlan mode bridge && ip link set %s up", host.Index, name, name)
+		// It may be gone before it is up.
+		if out, ok := box.exec("sh", "-c", add); !ok && !strings.Contains(out, "Cannot find device") {
+			t.Fatalf("the container cannot make one: %s", out)
+		}
+		w.waitEvent(box.Name, name+" was removed", func(e Event) bool {
+			return e.Type == "tamper" && strings.Contains(e.Reason, "interface "+name+" has come and was removed")
+		})
+		if out, ok := box.exec("ip", "link", "show", name); ok {
+			t.Errorf("%s is still there: %s", name, out)
+		}
+	}
+	if out, ok := box.exec("sh", "-c", "ip link add own0 link eth0 type macvlan mode bridge && ip link set own0 up"); !ok {
+		t.Fatalf("its own: %s", out)
+	}
+	w.waitEvent(box.Name, "its own is there", func(e Event) bool {
+		return e.Type == "tamper" && strings.Contains(e.Reason, "interface own0 has come, it needs no lock")
+	})
+	if out, ok := box.exec("ip", "link", "show", "own0"); !ok {
+		t.Errorf("its own is gone: %s", out)
+	}
+}

@@ -26,6 +26,11 @@ type Spec struct {
 	// instead of opening new ones: who connected to them meanwhile is waiting
 	// in their queues. Install closes the files. Nil: none.
 	Sockets *Sockets
+	// Evict has Watch remove interfaces that come after Install and stand on
+	// an interface or a socket of another namespace, or may: what they send
+	// passes both locks. It is meant for containers that can make some on the
+	// host's, which takes CAP_NET_ADMIN in its user namespace.
+	Evict bool
 }
 
 // Connection is one that was cut because it was there before the attach.
@@ -40,6 +45,7 @@ type Attachment struct {
 	ns        *NetNS
 	host      *NetNS
 	ownHost   bool // host was opened here
+	evict     bool
 	listeners *listeners
 	closedOld []Connection
 	rules     ruleset
@@ -77,7 +83,7 @@ func Install(ctx context.Context, ns *NetNS, s Spec) (*Attachment, error) {
 			return nil, err
 		}
 	}
-	a := &Attachment{ns: ns, host: host, ownHost: s.Host == nil, foreign: map[string]bool{}}
+	a := &Attachment{ns: ns, host: host, ownHost: s.Host == nil, evict: s.Evict, foreign: map[string]bool{}}
 	undo := &undoList{}
 	undo.add(a.closeHost)
 	if err := a.install(ctx, s, undo); err != nil {

@@ -143,7 +143,11 @@
 //   - CAP_NET_ADMIN in the user namespace that the host's network namespace
 //     belongs to reaches the host's interfaces by IFLA_LINK_NETNSID and
 //     IFLA_TARGET_NETNSID (rtnetlink(7)): a program that has it can make a
-//     macvlan or a tunnel there. Watch reports those that show.
+//     macvlan or a tunnel there, which passes both locks. Watch reports those
+//     that show, and with Spec.Evict removes them: within milliseconds, after
+//     others within some tens. Who makes one after the other gets packets out
+//     between; one made in a namespace of the container's own, or while no
+//     daemon runs, is not seen as new.
 //   - Answers to inbound connections are a way out for whoever controls the
 //     other side.
 //   - A closed UDP port does not tell an inbound sender so.

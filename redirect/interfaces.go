@@ -66,7 +66,7 @@ func (a *Attachment) checkInterfaces() ([]Tamper, error) {
 	if err != nil {
 		return nil, err
 	}
-	var found []Tamper
+	list, found := a.evictOutside(list)
 	var arrived []int
 	relock := false
 	for _, i := range list {
@@ -108,6 +108,27 @@ func (a *Attachment) checkInterfaces() ([]Tamper, error) {
 	// in a table that somebody else has changed would adopt the change.
 	found = append(found, a.verify()...)
 	return found, a.restore()
+}
+
+// evictOutside removes interfaces that have come and stand outside, when that
+// was asked for; what cannot be removed stays in the list. They go by events,
+// so until then, which is milliseconds, they send.
+func (a *Attachment) evictOutside(list []Interface) (left []Interface, found []Tamper) {
+	for _, i := range list {
+		if !a.evict || !i.outside || a.known(i) != nil {
+			left = append(left, i)
+			continue
+		}
+		t := Tamper{Time: time.Now(), Kind: NewInterface, Err: a.links.remove(i)}
+		t.Restored = t.Err == nil
+		t.What = clean(fmt.Sprintf("interface %s has come and was removed: %s", i.Name, i.Reason))
+		if t.Err != nil {
+			t.What = clean(fmt.Sprintf("interface %s has come and could not be removed: %s", i.Name, i.Reason))
+			left = append(left, i)
+		}
+		found = append(found, t)
+	}
+	return left, found
 }
 
 // arrival tells of a new interface.

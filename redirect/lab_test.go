@@ -80,7 +80,14 @@ func (l *lab) open(name string) *NetNS {
 // install attaches and detaches with the test.
 func (l *lab) install(ns *NetNS) *Attachment {
 	l.t.Helper()
-	a, err := Install(l.t.Context(), ns, Spec{Name: "t" + strings.TrimSuffix(l.prefix, "-"), Host: l.host})
+	return l.installAs(ns, Spec{})
+}
+
+// installAs is install with more than a name and a host.
+func (l *lab) installAs(ns *NetNS, s Spec) *Attachment {
+	l.t.Helper()
+	s.Name, s.Host = "t"+strings.TrimSuffix(l.prefix, "-"), l.host
+	a, err := Install(l.t.Context(), ns, s)
 	if err != nil {
 		l.t.Fatal(err)
 	}

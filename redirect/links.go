@@ -17,11 +17,12 @@ type Interface struct {
 	Locked bool   // the host's end lets out nothing but answers to inbound connections
 	Reason string // why it is not locked; empty when it is, and when it needs no lock
 
-	index  int
-	uplink bool // leads out of the container
-	up     bool
-	mac    net.HardwareAddr
-	addrs  []netip.Addr
+	index   int
+	uplink  bool // leads out of the container
+	outside bool // stands on an interface or socket of another namespace, or may
+	up      bool
+	mac     net.HardwareAddr
+	addrs   []netip.Addr
 
 	// settled: the addresses are the ones that the runtime gave; what the
 	// container makes of them later does not count.
@@ -124,12 +125,16 @@ func classify(link netlink.Link, nsid int) Interface {
 		i.uplink = true // what they carry leaves by another interface
 	case "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap":
 		i.uplink = true
-		if !sameNS {
-			i.Reason = fmt.Sprintf("it is a %s on an interface outside, which has no end of its own to lock", kind)
-		}
 	default:
 		i.uplink = true
 		i.Reason = fmt.Sprintf("it is a %s interface, which has no end on the host to lock", kind)
+		// Its datagrams leave by the namespace that it was made from, which
+		// the kernel does not tell (drivers/net/wireguard/device.c).
+		i.outside = kind == "wireguard"
+	}
+	if !sameNS && link.Type() != "veth" {
+		i.uplink, i.outside = true, true
+		i.Reason = fmt.Sprintf("it is a %s on an interface or a socket outside, which has no end of its own to lock", link.Type())
 	}
 	return i
 }
@@ -149,6 +154,14 @@ func (l *links) findHostEnd(i *Interface, index int) error {
 		return nil
 	}
 	i.Host = peer.Attrs().Name
+	return nil
+}
+
+// remove deletes an interface of the container.
+func (l *links) remove(i Interface) error {
+	if err := l.inside.LinkDel(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: i.index}}); err != nil {
+		return fmt.Errorf("remove interface %s: %w", clean(i.Name), err)
+	}
 	return nil
 }
 

@@ -22,10 +22,14 @@ type watched struct {
 
 func newWatched(t *testing.T) *watched {
 	l := newLab(t)
-	w := &watched{lab: l, reports: make(chan Tamper, 4096)}
 	ns := l.container("ct", 2)
 	l.sh("ct", "nft add table ip theirs '{ chain out { type nat hook output priority -100; ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:40000; }; }'")
-	w.a = l.install(ns)
+	return watch(t, l, l.install(ns))
+}
+
+// watch runs an attachment's Watch as long as the test.
+func watch(t *testing.T, l *lab, a *Attachment) *watched {
+	w := &watched{lab: l, a: a, reports: make(chan Tamper, 4096)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.a.Watch(ctx, func(tamper Tamper) { w.reports <- tamper }) }()
@@ -144,13 +148,57 @@ while True: c,_=s.accept(); c.send(b"late"); c.close()`)()
 }
 
 // A program with CAP_NET_ADMIN over the host can make an interface on one of
-// the host's. That cannot be locked; it is told.
+// the host's. That cannot be locked; where nobody asked for more, it is told.
 func TestInterfaceOnTheHostsIsReported(t *testing.T) {
 	w := newWatched(t)
 	index := strings.TrimSpace(w.sh("host", "cat /sys/class/net/out/ifindex"))
 	w.sh("ct", "ip link add link if"+index+" name mv0 link-netnsid 0 type macvlan")
 	if got := w.next(NewInterface); got.Restored || got.Err == nil || !strings.Contains(got.What, "mv0") {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// Frames of such an interface leave by the host's own, past both locks. With
+// Evict it is gone as soon as it is seen, and only it.
+func TestInterfaceOnTheHostsIsRemoved(t *testing.T) {
+	l := newLeakTest(t, "0")
+	a := l.installAs(l.open("ct"), Spec{Evict: true})
+	index := strings.TrimSpace(l.sh("host", "cat /sys/class/net/out/ifindex"))
+	macvlan := "ip link add link if" + index + " name mv0 link-netnsid 0 type macvlan mode bridge; ip link set mv0 up"
+	send := `
+def out():
+    s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW); s.bind(("mv0",0))
+    s.send(b"\xff"*6+mine+V4+ip("172.30.0.2","198.51.100.1",17,dgram(7777)))
+tried(out)
+`
+	l.sh("ct", macvlan)
+	if seen := l.run(send); len(seen["world"]) == 0 {
+		t.Errorf("while nobody watches nothing gets out either; the attack is not what it should be")
+	}
+	w := watch(t, l.lab, a)
+	for _, c := range []struct{ name, add string }{
+		{"mv0", ""}, // from before
+		{"mv0", macvlan},
+		{"vx0", "ip link add vx0 link-netnsid 0 type vxlan id 7 dstport 4789 local 10.9.0.1 remote 10.9.0.2"},
+	} {
+		l.sh("ct", c.add)
+		if got := w.next(NewInterface); !got.Restored || got.Err != nil || !strings.Contains(got.What, c.name+" has come and was removed") {
+			t.Errorf("%s: got %+v", c.name, got)
+		}
+		if out, err := l.try("ct", "ip link show "+c.name); err == nil {
+			t.Errorf("%s is still there: %s", c.name, out)
+		}
+	}
+	l.silent("after the removal", l.run(send))
+
+	l.sh("ct", "ip link add own0 link eth0 type macvlan mode bridge")
+	if got := w.next(NewInterface); !got.Restored || !strings.Contains(got.What, "own0 has come, it needs no lock") {
+		t.Errorf("got %+v", got)
+	}
+	l.sh("ct", "ip link show own0")
+	echoDst(a)
+	if got := l.python("ct", talk+`print(talk(TCP, "198.51.100.1", 443))`); got != "198.51.100.1:443 <nil>" {
+		t.Errorf("the capture does not work any more: got %q", got)
 	}
 }
 
@@ -180,24 +228,27 @@ func TestClassify(t *testing.T) {
 		return netlink.LinkAttrs{Name: "x", Index: 9, NetNsID: nsid, ParentIndex: parent, MasterIndex: master}
 	}
 	for _, c := range []struct {
-		name           string
-		link           netlink.Link
-		uplink, reason bool
+		name                    string
+		link                    netlink.Link
+		uplink, reason, outside bool
 	}{
-		{"veth to the host", &netlink.Veth{LinkAttrs: attrs(3, 7, 0)}, true, false},
-		{"veth to elsewhere", &netlink.Veth{LinkAttrs: attrs(4, 7, 0)}, true, true},
-		{"veth of a nested container", &netlink.Veth{LinkAttrs: attrs(4, 7, 5)}, false, false},
-		{"veth to itself", &netlink.Veth{LinkAttrs: attrs(-1, 7, 0)}, false, false},
-		{"bridge", &netlink.Bridge{LinkAttrs: attrs(-1, 0, 0)}, false, false},
-		{"macvlan on the host's", &netlink.Macvlan{LinkAttrs: attrs(3, 2, 0)}, true, true},
-		{"macvlan on its own", &netlink.Macvlan{LinkAttrs: attrs(-1, 2, 0)}, true, false},
-		{"tap", &netlink.Tuntap{LinkAttrs: attrs(-1, 0, 0)}, true, true},
-		{"device", &netlink.Device{LinkAttrs: attrs(-1, 0, 0)}, true, true},
-		{"tunnel", &netlink.Sittun{LinkAttrs: attrs(-1, 0, 0)}, true, false},
+		{"veth to the host", &netlink.Veth{LinkAttrs: attrs(3, 7, 0)}, true, false, false},
+		{"veth to elsewhere", &netlink.Veth{LinkAttrs: attrs(4, 7, 0)}, true, true, false},
+		{"veth of a nested container", &netlink.Veth{LinkAttrs: attrs(4, 7, 5)}, false, false, false},
+		{"veth to itself", &netlink.Veth{LinkAttrs: attrs(-1, 7, 0)}, false, false, false},
+		{"bridge", &netlink.Bridge{LinkAttrs: attrs(-1, 0, 0)}, false, false, false},
+		{"macvlan on the host's", &netlink.Macvlan{LinkAttrs: attrs(3, 2, 0)}, true, true, true},
+		{"macvlan on its own", &netlink.Macvlan{LinkAttrs: attrs(-1, 2, 0)}, true, false, false},
+		{"tap", &netlink.Tuntap{LinkAttrs: attrs(-1, 0, 0)}, true, true, false},
+		{"device", &netlink.Device{LinkAttrs: attrs(-1, 0, 0)}, true, true, false},
+		{"tunnel", &netlink.Sittun{LinkAttrs: attrs(-1, 0, 0)}, true, false, false},
+		{"tunnel from the host's", &netlink.Sittun{LinkAttrs: attrs(3, 0, 0)}, true, true, true},
+		{"vxlan from elsewhere", &netlink.Vxlan{LinkAttrs: attrs(4, 0, 0)}, true, true, true},
+		{"wireguard", &netlink.Wireguard{LinkAttrs: attrs(-1, 0, 0)}, true, true, true},
 	} {
 		got := classify(c.link, 3)
-		if got.uplink != c.uplink || (got.Reason != "") != c.reason {
-			t.Errorf("%s: got uplink %v, reason %q", c.name, got.uplink, got.Reason)
+		if got.uplink != c.uplink || (got.Reason != "") != c.reason || got.outside != c.outside {
+			t.Errorf("%s: got uplink %v, reason %q, outside %v", c.name, got.uplink, got.Reason, got.outside)
 		}
 	}
 }

@@ -94,7 +94,9 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
-	kernel, err := redirect.Install(ctx, ns, redirect.Spec{Name: LockName(a.ID), Sockets: c.inherited(ns.ID())})
+	kernel, err := redirect.Install(ctx, ns, redirect.Spec{
+		Name: LockName(a.ID), Sockets: c.inherited(ns.ID()), Evict: found.HostNetAdmin,
+	})
 	if err != nil {
 		return nil, errors.Join(err, programs.Close(), ns.Close())
 	}
