@@ -144,9 +144,9 @@
 //     belongs to reaches the host's interfaces by IFLA_LINK_NETNSID and
 //     IFLA_TARGET_NETNSID (rtnetlink(7)): a program that has it can make a
 //     macvlan or a tunnel there, which passes both locks. Watch reports those
-//     that show, and with Spec.Evict removes them: within milliseconds, after
-//     others within some tens. Who makes one after the other gets packets out
-//     between; one made in a namespace of the container's own, or while no
+//     that show, and with Spec.Evict removes them. That stops nobody who makes
+//     one after the other: each lives for some tens of milliseconds and sends
+//     meanwhile; one made in a namespace of the container's own, or while no
 //     daemon runs, is not seen as new.
 //   - Answers to inbound connections are a way out for whoever controls the
 //     other side.

@@ -111,8 +111,8 @@ func (a *Attachment) checkInterfaces() ([]Tamper, error) {
 }
 
 // evictOutside removes interfaces that have come and stand outside, when that
-// was asked for; what cannot be removed stays in the list. They go by events,
-// so until then, which is milliseconds, they send.
+// was asked for; what cannot be removed stays in the list. They send until
+// then, which is up to some tens of milliseconds: see restorePause.
 func (a *Attachment) evictOutside(list []Interface) (left []Interface, found []Tamper) {
 	for _, i := range list {
 		if !a.evict || !i.outside || a.known(i) != nil {
