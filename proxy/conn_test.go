@@ -345,8 +345,10 @@ func TestPrograms(t *testing.T) {
 	rule := allow("203.0.113.7")
 	rule.Binaries = []string{"/usr/bin/curl"}
 	var path atomic.Value
+	var asked atomic.Int64
 	w := newWorld(t, func(s *Server) {
 		s.Program = func(_ context.Context, _ rules.Transport, client, dst netip.AddrPort) (*rules.Program, error) {
+			asked.Add(1)
 			if !client.Addr().IsLoopback() || dst != siteA {
 				t.Errorf("asked about %s → %s", client, dst)
 			}
@@ -363,6 +365,14 @@ func TestPrograms(t *testing.T) {
 		if e := w.event(); e.Verdict != want || e.Binary != p {
 			t.Errorf("%q: event %+v", p, e)
 		}
+		if n := asked.Swap(0); n != 1 {
+			t.Errorf("%q: looked for the program %d times", p, n)
+		}
+	}
+	w.setRules(false, allow("203.0.113.7"))
+	w.talk("x")
+	if e := w.event(); e.Verdict != "allow" || e.Binary != "" || asked.Load() != 0 {
+		t.Errorf("without a rule that lists binaries: looked %d times, event %+v", asked.Load(), e)
 	}
 }
 

@@ -235,6 +235,13 @@ func TestCA(t *testing.T) {
 	if info.Mode().Perm() != 0o600 || !strings.Contains(ca.Certificate().Subject.CommonName, "host a1b2") || ca.Certificate().NotAfter != now.AddDate(10, 0, 0) {
 		t.Errorf("mode %v, %v until %v", info.Mode(), ca.Certificate().Subject, ca.Certificate().NotAfter)
 	}
+	p256 := func(what string, c *x509.Certificate) {
+		t.Helper()
+		if key, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+			t.Errorf("%s: a key of kind %v", what, c.PublicKeyAlgorithm)
+		}
+	}
+	p256("the authority", ca.Certificate())
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca.PEM())
 	for _, host := range []string{"a.example", "203.0.113.7", "2001:db8::1", strings.Repeat("a.", 100) + "example"} {
@@ -248,6 +255,7 @@ func TestCA(t *testing.T) {
 		if same, _ := ca.Leaf(host); same != leaf {
 			t.Errorf("%s: not cached", host)
 		}
+		p256(host, leaf.Leaf)
 	}
 	first, _ := ca.Leaf("a.example")
 	now = now.Add(6*24*time.Hour + time.Hour)
