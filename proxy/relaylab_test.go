@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -37,6 +38,7 @@ type relayLab struct {
 	up     atomic.Pointer[string]        // the server's address
 	who    atomic.Pointer[rules.Program] // that connects; nil: not found
 	log    *slog.Logger                  // of proxy; nil: none
+	asked  atomic.Int64                  // how often who was looked for
 
 	mu     sync.Mutex
 	events []audit.Event
@@ -50,7 +52,7 @@ func newRelayLab(t testing.TB, port uint16, document string, change ...func(*rel
 	l.setPolicy(document)
 	roots := x509.NewCertPool()
 	roots.AddCert(l.server.Certificate())
-	l.relay = &Relay{Authority: l.ca, Roots: roots, Policy: l.policy.Load, Record: l.record}
+	l.relay = &Relay{Authority: l.ca, Roots: roots, Policy: l.policy.Load, Record: l.record, Program: l.program}
 	for _, c := range change {
 		c(l)
 	}
@@ -67,12 +69,10 @@ func newRelayLab(t testing.TB, port uint16, document string, change ...func(*rel
 			}
 			return c.(*net.TCPConn), nil
 		},
-		Program: func(context.Context, rules.Transport, netip.AddrPort, netip.AddrPort) (*rules.Program, error) {
-			return l.who.Load(), nil
-		},
-		Record: l.record,
-		Relay:  l.relay.Serve,
-		Log:    l.log,
+		Program: l.program,
+		Record:  l.record,
+		Relay:   l.relay.Serve,
+		Log:     l.log,
 	}
 	ln := listen(t)
 	l.addr = ln.Addr().String()
@@ -88,6 +88,14 @@ func newRelayLab(t testing.TB, port uint16, document string, change ...func(*rel
 		ln.Close()
 	})
 	return l
+}
+
+func (l *relayLab) program(context.Context, rules.Transport, netip.AddrPort, netip.AddrPort) (*rules.Program, error) {
+	l.asked.Add(1)
+	if who := l.who.Load(); who != nil {
+		return who, nil
+	}
+	return nil, errors.New("no such socket")
 }
 
 func testCA(t testing.TB, name string) *CA {

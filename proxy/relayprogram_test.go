@@ -1,12 +1,8 @@
 package proxy
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"weir/audit"
@@ -31,16 +27,10 @@ func TestRelayFindsTheProgramOncePerConnection(t *testing.T) {
 	} {
 		for _, form := range forms {
 			t.Run(fmt.Sprint(c.name, " ", form.name), func(t *testing.T) {
-				var asked atomic.Int64
 				l := newRelayLab(t, form.port, c.policy)
-				find := func(context.Context, rules.Transport, netip.AddrPort, netip.AddrPort) (*rules.Program, error) {
-					asked.Add(1)
-					if c.path == "" {
-						return nil, errors.New("no such socket")
-					}
-					return &rules.Program{Path: c.path}, nil
+				if c.path != "" {
+					l.who.Store(&rules.Program{Path: c.path})
 				}
-				l.proxy.Program, l.relay.Program = find, find
 				var server canary
 				l.serve(&server, protocolsOf(form.h2)...)
 				client := l.client(form.h2)
@@ -58,7 +48,7 @@ func TestRelayFindsTheProgramOncePerConnection(t *testing.T) {
 						t.Errorf("event %+v, the server saw %s", e, server.text())
 					}
 				}
-				if n := asked.Load(); n != c.asked {
+				if n := l.asked.Load(); n != c.asked {
 					t.Errorf("looked for the program %d times, want %d", n, c.asked)
 				}
 			})
