@@ -376,6 +376,67 @@ func TestProgramsWaitForAnAnswer(t *testing.T) {
 	}
 }
 
+// What a person allows opens nothing that an inspected endpoint looks into.
+func TestAnswersLeaveInspectedEndpointsInspected(t *testing.T) {
+	o := newOutside(t)
+	o.addName("one.shop.example", "198.51.100.40")
+	api := o.record("198.51.100.40:80", nil, nil)
+	o.serveHTTP("198.51.100.40:8080", greet("198.51.100.40"))
+	w := startWeir(t, "")
+	box := newBox(t)
+	policy := func(binaries string) string {
+		return writeFile(t, "policy.yaml", `
+version: 1
+network_policies:
+  shop:
+    endpoints:
+      - {host: one.shop.example, port: 80, protocol: rest, access: read-only}
+`+binaries)
+	}
+	w.run("attach", box.Name, "--ask", "--session", "asks", "--policy", policy(""))
+	// check sends a GET, which the endpoint allows, and a DELETE.
+	check := func(when string, command ...string) {
+		t.Helper()
+		for _, method := range []string{"GET", "DELETE"} {
+			out, _ := box.exec(append(command, method, "http://one.shop.example/items/1")...)
+			seen, _ := api.take()
+			switch {
+			case method == "GET" && (len(seen) != 1 || !strings.Contains(out, `"ok":true`)):
+				t.Errorf("%s, %s: %s; the server saw %+v", when, method, out, seen)
+			case method == "DELETE" && (len(seen) > 0 || !strings.Contains(out, "403")):
+				t.Errorf("%s, %s: %s; the server saw %+v", when, method, out, seen)
+			}
+		}
+		if open := w.questions(box); len(open) > 0 {
+			t.Errorf("%s: asked about %+v", when, open)
+		}
+	}
+	curl := []string{"curl", "-sS", "--max-time", "5", "-w", "%{http_code}", "-X"}
+	check("before any answer", curl...)
+	for _, args := range [][]string{{"allow"}, {"allow", "--for", "session"}, {"allow", "--for", "session", "--what", "host"}} {
+		w.session("create", box.Name, "--id", "asks", "--ask", "--policy", policy(""))
+		p := box.fetch("http://one.shop.example:8080/")
+		w.answer(w.question(box, "one.shop.example", 8080, 1), args...)
+		if out, ok := p.end(t); !ok {
+			t.Errorf("%v: %s", args, out)
+		}
+		check(strings.Join(args, " "), curl...)
+	}
+
+	// The endpoint is one program's, and a person allows the same to another.
+	w.session("create", box.Name, "--id", "asks", "--ask", "--policy", policy("    binaries: [\"/usr/bin/python3*\"]\n"))
+	p := box.fetch("http://one.shop.example/")
+	w.answer(w.question(box, "one.shop.example", 80, 1), "allow", "--for", "session")
+	if out, ok := p.end(t); !ok {
+		t.Errorf("allowed to curl: %s", out)
+	}
+	api.take()
+	check("allowed to another program", "python3", "-c", "import requests, sys; r = requests.request(*sys.argv[1:], timeout=5); print(r.status_code, r.text)")
+	w.waitEvent(box.Name, "a refused request", func(e Event) bool {
+		return e.Type == "http" && e.Verdict == "deny" && e.Method == "DELETE" && e.Host == "one.shop.example" && strings.Contains(e.Binary, "python3")
+	})
+}
+
 func TestFloodOfQuestionsStaysBounded(t *testing.T) {
 	o, w, box := askLab(t)
 	other := newBox(t)

@@ -165,6 +165,46 @@ func TestGraphQLClientsThroughInterception(t *testing.T) {
 	w.holdsNone(box.Name, token, variable, "vol_123", "project(id")
 }
 
+// The same clients and a server in Go.
+func TestGraphQLClientsOfAGoServer(t *testing.T) {
+	o := newOutside(t)
+	o.addName("go.example", "198.51.100.23")
+	outside := newAuthority(t)
+	server := newGraphQLServer()
+	requests := o.record("198.51.100.23:443", serverConfig(outside, "go.example"), server)
+	w := startWeir(t, "tls:\n  extra_roots: ["+outside.file()+"]\n")
+	box := w.trustedBox(guardrails("go.example"), "-v", npm(t)+":/app:ro")
+	box.env = append(box.env, "TOKEN="+token)
+	box.addClient()
+	const url = "https://go.example/graphql"
+	clients := append(graphQLClients(url), graphQLClient{"Go h2", func(d, v string) []string {
+		text, _ := json.Marshal(map[string]any{"query": d, "variables": json.RawMessage(v)})
+		return []string{"sh", "-c", `printf %s "$0" | ` + clientFile + ` request -2 -H "Content-Type: application/json" ` + url, string(text)}
+	}})
+	for _, c := range clients {
+		out, ok := box.exec(c.args(`query One($id: ID!) { project(id: $id) { name } me }`, `{"id":"p-17"}`)...)
+		if !ok || !strings.Contains(out, "project p-17") || !strings.Contains(out, "tester") {
+			t.Errorf("%s, a query: %s", c.name, out)
+		}
+		if got, _ := requests.take(); len(got) != 1 {
+			t.Errorf("%s, a query: the server saw %+v", c.name, got)
+		}
+		out, _ = box.exec(c.args(`mutation Drop($v: String!) { volumeDelete(volumeId: $v) }`, `{"v":"vol_123"}`)...)
+		if !strings.Contains(out, "denied by policy") {
+			t.Errorf("%s, a denied mutation shows as: %s", c.name, out)
+		}
+		if got, _ := requests.take(); len(got) > 0 {
+			t.Errorf("%s, a denied mutation: the server saw %+v", c.name, got)
+		}
+	}
+	if ran := server.executed(); len(ran) != 2*len(clients) || slices.Contains(ran, "volumeDelete") {
+		t.Errorf("the server executed %v", ran)
+	}
+	if _, raw := requests.take(); strings.Contains(raw, "volumeDelete") || strings.Contains(raw, "vol_123") {
+		t.Error("the server got a part of what was denied")
+	}
+}
+
 // holdsNone fails the test when one of the secrets is in what Weir shows,
 // stores or logs about a container.
 func (w *Weir) holdsNone(container string, secrets ...string) {

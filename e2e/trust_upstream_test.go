@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -15,22 +16,45 @@ import (
 	"time"
 )
 
-// revoke signs a list that revokes a certificate and returns its file.
-func (a *Authority) revoke(c tls.Certificate) string {
+// revoke signs a list that revokes certificates and returns its file.
+func (a *Authority) revoke(revoked ...*x509.Certificate) string {
 	a.t.Helper()
-	cert, err := x509.ParseCertificate(c.Certificate[0])
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	list := &x509.RevocationList{
-		Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour),
-		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: cert.SerialNumber, RevocationTime: time.Now().Add(-time.Minute)}},
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour)}
+	for _, cert := range revoked {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
+			x509.RevocationListEntry{SerialNumber: cert.SerialNumber, RevocationTime: time.Now().Add(-time.Minute)})
 	}
 	der, err := x509.CreateRevocationList(rand.Reader, list, a.cert, a.key)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	return writeFile(a.t, "revoked.crl", string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})))
+}
+
+// intermediate is an authority that a signs.
+func (a *Authority) intermediate(name string) *Authority {
+	a.t.Helper()
+	c := a.certify(func(c *x509.Certificate) {
+		c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.DNSNames = true, true, x509.KeyUsageCertSign, nil
+	}, name)
+	return &Authority{t: a.t, key: c.PrivateKey.(*ecdsa.PrivateKey), cert: leafOf(a.t, c)}
+}
+
+// chained is a certificate with that of the intermediate which signs it.
+func (a *Authority) chained(names ...string) tls.Certificate {
+	a.t.Helper()
+	c := a.certificate(names...)
+	c.Certificate = append(c.Certificate, a.cert.Raw)
+	return c
+}
+
+func leafOf(t testing.TB, c tls.Certificate) *x509.Certificate {
+	t.Helper()
+	cert, err := x509.ParseCertificate(c.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
 }
 
 // Row 70: a server that does not prove who it is gets nothing, and the client
@@ -40,6 +64,7 @@ func TestServersThatAreNotWhoTheySayGetNoRequest(t *testing.T) {
 	outside, stranger := newAuthority(t), newAuthority(t)
 	revoked := outside.certificate("revoked.example")
 	self := newAuthority(t)
+	kept, withdrawn := outside.intermediate("intermediate"), outside.intermediate("withdrawn intermediate")
 	servers := []struct {
 		name, reason string
 		cert         tls.Certificate
@@ -59,6 +84,8 @@ func TestServersThatAreNotWhoTheySayGetNoRequest(t *testing.T) {
 		{name: "stranger.example", reason: "unknown authority", cert: stranger.certificate("stranger.example")},
 		{name: "self.example", reason: "certificate", cert: tls.Certificate{Certificate: [][]byte{self.cert.Raw}, PrivateKey: self.key}},
 		{name: "revoked.example", reason: "revoked", cert: revoked},
+		{name: "chained.example", cert: kept.chained("chained.example")},
+		{name: "withdrawn.example", reason: "revoked", cert: withdrawn.chained("withdrawn.example")},
 	}
 	policy := "version: 1\nnetwork_policies:\n  all:\n    endpoints:\n"
 	for i := range servers {
@@ -69,7 +96,7 @@ func TestServersThatAreNotWhoTheySayGetNoRequest(t *testing.T) {
 		policy += "      - {host: " + s.name + ", port: 443, path: /, protocol: rest, access: full}\n"
 		policy += "      - {host: " + s.name + ", port: 443, path: /graphql, protocol: graphql, access: full}\n"
 	}
-	w := startWeir(t, "tls:\n  extra_roots: ["+outside.file()+"]\n  crls: ["+outside.revoke(revoked)+"]\n")
+	w := startWeir(t, "tls:\n  extra_roots: ["+outside.file()+"]\n  crls: ["+outside.revoke(leafOf(t, revoked), withdrawn.cert)+"]\n")
 	box := w.trustedBox(policy)
 	box.addClient()
 	for _, s := range servers {
@@ -83,8 +110,8 @@ func TestServersThatAreNotWhoTheySayGetNoRequest(t *testing.T) {
 				}
 				continue
 			}
-			if !strings.Contains(code, "502") || len(requests) > 0 || strings.Contains(raw, token) {
-				t.Errorf("%s %s: %s; the server saw %+v", version, s.name, out, requests)
+			if !strings.Contains(code, "502") || len(requests) > 0 || raw != "" {
+				t.Errorf("%s %s: %s; the server saw %+v and got %q", version, s.name, out, requests, raw)
 				continue
 			}
 			said := refusal(t, text)
@@ -103,8 +130,8 @@ func TestServersThatAreNotWhoTheySayGetNoRequest(t *testing.T) {
 		if r.Status != 502 || refusal(t, r.Body).Code != "UPSTREAM_FAILED" {
 			t.Errorf("%s: %+v", s.name, r)
 		}
-		if requests, _ := s.recorder.take(); len(requests) > 0 {
-			t.Errorf("%s: the server saw %+v", s.name, requests)
+		if requests, raw := s.recorder.take(); len(requests) > 0 || raw != "" {
+			t.Errorf("%s: the server saw %+v and got %q", s.name, requests, raw)
 		}
 	}
 	w.holdsNone(box.Name, token)
