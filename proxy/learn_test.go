@@ -118,9 +118,7 @@ func TestLearningSeesWebSockets(t *testing.T) {
 				t.Errorf("%q: %q was changed to %q", sub, m, text)
 			}
 		}
-		var events []audit.Event
 		e := l.event(audit.HTTP, audit.GraphQL)
-		events = append(events, e)
 		if live := l.relay.Live(); len(live) != 1 || live[0].Upgrade != "websocket" || live[0].Path != "/live" {
 			t.Errorf("%q: open WebSockets: %+v", sub, live)
 		}

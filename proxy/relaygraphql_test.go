@@ -410,7 +410,7 @@ func TestRelayWebSocketClosesInOrder(t *testing.T) {
 
 func TestRelayWebSocketRefusedByServer(t *testing.T) {
 	l := newRelayLab(t, 443, strings.Replace(webSocketPolicy, "ACCESS", "full", 1))
-	l.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "log in first", 401) }))
+	l.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "log in first", http.StatusUnauthorized) }))
 	_, res, err := l.webSocket("/chat")
 	if err == nil || res == nil || res.StatusCode != 401 {
 		t.Fatalf("%v %+v", err, res)
