@@ -90,6 +90,33 @@ func sockets(r *Recorder) http.Handler {
 	})
 }
 
+// explained checks that weir explain says of a form what its client was told.
+func explained(t testing.TB, w *Weir, box *Box, f form, reason string) {
+	t.Helper()
+	method, path := f.method, "/graphql"
+	if method == "" {
+		method = "POST"
+	}
+	if f.query != "" {
+		path += "?" + f.query
+	}
+	args := []string{"explain", box.Name, "platform.example:443", "--method", method, "--path", path, "-o", "json"}
+	if f.body != "" {
+		args = append(args, "--header", "Content-Type: application/json", "--body", f.body)
+	}
+	out, _ := w.try(args...)
+	var said struct {
+		Verdict, Reason string
+		Operations      []struct{ Type string }
+	}
+	if err := json.Unmarshal([]byte(out), &said); err != nil {
+		t.Errorf("%s: %v in %s", f.name, err, out)
+	}
+	if said.Verdict != "deny" || said.Reason != reason || f.named && len(said.Operations) == 0 {
+		t.Errorf("%s: explained as %+v, its client was told %q", f.name, said, reason)
+	}
+}
+
 // A form is one way to ask for the destructive mutation.
 type form struct {
 	name   string
@@ -207,6 +234,9 @@ func TestDestructiveMutationNeverReachesTheServer(t *testing.T) {
 					t.Errorf("%s: the client was told %+v", f.name, said)
 				}
 				told[said.Event], forms[said.Event] = said, f
+				if !h2 && len(f.args) == 0 {
+					explained(t, w, box, f, said.Reason)
+				}
 			}
 			for _, e := range w.refusals(box.Name, "graphql", len(told), func(e Event) bool { _, ok := told[e.ID]; return ok }) {
 				f, said := forms[e.ID], told[e.ID]
