@@ -49,7 +49,7 @@ func newEvents(c *common) *cobra.Command {
 					break
 				}
 			}
-			if last == 0 && q.Container != "" {
+			if last == 0 && q.Container != "" && c.output == "table" {
 				// To the terminal: there is nothing on the output itself.
 				fmt.Fprintf(cmd.ErrOrStderr(), "no such events of %s on record so far; 'weir ps' lists who is attached\n", q.Container)
 			}
