@@ -11,7 +11,7 @@ func attachmentOf(s session.Status) Attachment {
 	a := Attachment{
 		ContainerID: s.ContainerID, Name: s.Name, NetNS: s.NetNS, AttachedAt: s.AttachedAt, State: "attached",
 		Interfaces: []string{}, ClosedConnections: []ClosedConnection{}, Warnings: s.Warnings,
-		SessionID: s.Session, Mode: mode(s.AllowAll, s.Ask), Flows: s.Flows, Denied: s.Denied,
+		SessionID: s.Session, Mode: rules.Mode(s.AllowAll, s.Ask), Flows: s.Flows, Denied: s.Denied,
 	}
 	if s.Waiting {
 		a.State = "waiting"
@@ -23,16 +23,6 @@ func attachmentOf(s session.Status) Attachment {
 		a.ClosedConnections = append(a.ClosedConnections, ClosedConnection{Transport: c.Protocol, Local: c.Local.String(), Remote: c.Remote.String()})
 	}
 	return a
-}
-
-func mode(allowAll, ask bool) string {
-	switch {
-	case allowAll:
-		return "learning"
-	case ask:
-		return "asking"
-	}
-	return "enforce"
 }
 
 func sessionOf(s session.Session) Session {

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"weir/audit"
+	"weir/rules"
 	"weir/session"
 )
 
@@ -82,7 +83,7 @@ func (l *liveCollector) Collect(to chan<- prometheus.Metric) {
 	}
 	sessions := map[string]int{"enforce": 0, "asking": 0, "learning": 0}
 	for _, s := range conductor.Sessions() {
-		sessions[mode(s.AllowAll, s.Ask)]++
+		sessions[rules.Mode(s.AllowAll, s.Ask)]++
 	}
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)

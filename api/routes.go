@@ -316,7 +316,7 @@ func (s *Server) policy(ctx context.Context, in *containerPath) (*out[EffectiveP
 		return nil, answer(err)
 	}
 	p := EffectivePolicy{
-		Container: effective.Container, SessionID: effective.Session, Mode: mode(effective.AllowAll, effective.Ask),
+		Container: effective.Container, SessionID: effective.Session, Mode: rules.Mode(effective.AllowAll, effective.Ask),
 		Rules: []Rule{}, Documents: effective.Documents,
 	}
 	for _, r := range effective.Rules {

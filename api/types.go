@@ -5,6 +5,7 @@ import (
 
 	"weir/audit"
 	"weir/graphql"
+	"weir/rules"
 )
 
 // Health is the answer to GET /v1/health.
@@ -90,6 +91,9 @@ type Session struct {
 	Labels       map[string]string `json:"labels,omitempty"`
 	Warnings     []string          `json:"warnings,omitempty"`
 }
+
+// Mode is what the session does: learning, asking or enforce.
+func (s Session) Mode() string { return rules.Mode(s.AllowAll, s.Ask) }
 
 // InspectRequest sets the hosts whose requests a session in learning mode
 // looks at.

@@ -101,13 +101,7 @@ func (x *Terminal) types(keys string) {
 }
 
 func TestQuestionsAreAnsweredOnATerminal(t *testing.T) {
-	o := newOutside(t)
-	for i, name := range []string{"one.shop.example", "two.shop.example", "three.example"} {
-		address := fmt.Sprintf("198.51.100.%d", 40+i)
-		o.addName(name, address)
-		o.serveHTTP(address+":80", greet(address))
-		o.serveHTTP(address+":8080", greet(address))
-	}
+	askedFor(t)
 	w := startWeir(t, "")
 	ns := newNamespace(t)
 	box := &Box{Name: "netns:" + ns}

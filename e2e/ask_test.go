@@ -90,8 +90,8 @@ func (p *Pending) waits(t testing.TB) {
 	}
 }
 
-// askLab is an outside with some names, and a container whose session asks.
-func askLab(t *testing.T) (*Outside, *Weir, *Box) {
+// askedFor is an outside with some names, two servers behind each.
+func askedFor(t *testing.T) *Outside {
 	o := newOutside(t)
 	for i, name := range []string{"one.shop.example", "two.shop.example", "three.example"} {
 		address := fmt.Sprintf("198.51.100.%d", 40+i)
@@ -99,6 +99,12 @@ func askLab(t *testing.T) (*Outside, *Weir, *Box) {
 		o.serveHTTP(address+":80", greet(address))
 		o.serveHTTP(address+":8080", greet(address))
 	}
+	return o
+}
+
+// askLab is an outside with some names, and a container whose session asks.
+func askLab(t *testing.T) (*Outside, *Weir, *Box) {
+	o := askedFor(t)
 	w := startWeir(t, "")
 	box := newBox(t)
 	w.run("attach", box.Name, "--ask", "--session", "asks", "--ttl", "10m")

@@ -95,7 +95,8 @@ func (s *Server) answered(ctx context.Context, f *flow, d rules.Decision, r ask.
 	case !r.Allow:
 		return deny(rules.Asked, "%s", r.Reason)
 	}
-	once, err := rules.OnceLayer(d.Host, f.facts(s.now()).Addr, f.facts(s.now()).Port, r.Reason)
+	facts := f.facts(s.now())
+	once, err := rules.OnceLayer(d.Host, facts.Addr, facts.Port, r.Reason)
 	if err != nil {
 		return deny(rules.Default, "%s, but %v", r.Reason, err)
 	}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -85,6 +86,18 @@ func (l Limits) withDefaults() Limits {
 	wait(&l.Idle, 2*time.Hour+4*time.Minute)
 	wait(&l.UDPIdle, 2*time.Minute)
 	return l
+}
+
+// A backoff is for what fails again and again: each wait is twice as long as the
+// one before, from 1 ms to 1 s. Zero is before the first.
+type backoff time.Duration
+
+func (b *backoff) wait(ctx context.Context) {
+	*b = min(max(2**b, backoff(time.Millisecond)), backoff(time.Second))
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Duration(*b)):
+	}
 }
 
 // A gauge counts what is under way against a limit, and who was refused.

@@ -166,7 +166,7 @@ func (s *Server) Serve(ctx context.Context, l *net.TCPListener) error {
 
 // accept takes connections until it is told to stop.
 func (s *Server) accept(ctx context.Context, l *net.TCPListener) error {
-	for pause := time.Millisecond; ; {
+	for failing := backoff(0); ; {
 		c, err := l.AcceptTCP()
 		switch {
 		case s.stopping():
@@ -186,14 +186,10 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) error {
 			// backlog, so try again soon, but do not spin.
 			s.gauges.accepting.refused.Add(1)
 			s.log.Warn("accept failed", "container", s.Container.Name, "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-			pause = min(2*pause, time.Second)
+			failing.wait(ctx)
 			continue
 		}
-		pause = time.Millisecond
+		failing = 0
 		if !s.gauges.admit() {
 			abort(c)
 			continue

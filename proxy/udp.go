@@ -93,7 +93,7 @@ func (s *Server) stopUDP() {
 // readUDP takes datagrams until it is told to stop.
 func (s *Server) readUDP(ctx context.Context, c Capture) error {
 	buf := make([]byte, maxDatagram)
-	for pause := time.Millisecond; ; {
+	for failing := backoff(0); ; {
 		n, client, dst, err := c.ReadFrom(buf)
 		switch {
 		case s.stopping():
@@ -104,14 +104,10 @@ func (s *Server) readUDP(ctx context.Context, c Capture) error {
 			return fmt.Errorf("read datagrams: %w", err)
 		case err != nil:
 			s.log.Warn("reading a datagram failed", "container", s.Container.Name, "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-			pause = min(2*pause, time.Second)
+			failing.wait(ctx)
 			continue
 		}
-		pause = time.Millisecond
+		failing = 0
 		a, fresh := s.associate(c, pair{client, dst})
 		if a == nil {
 			c.Refuse(client, dst)

@@ -105,6 +105,18 @@ type SessionState struct {
 	Labels   map[string]string
 }
 
+// Mode is what a session with these settings does, in the word that everybody
+// is told: learning, asking or enforce.
+func Mode(allowAll, ask bool) string {
+	switch {
+	case allowAll:
+		return "learning"
+	case ask:
+		return "asking"
+	}
+	return "enforce"
+}
+
 // Stage is how far the evidence of a Request goes.
 type Stage uint8
 

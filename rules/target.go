@@ -139,9 +139,8 @@ func (t *target) setPath(segments []string) {
 	if s := slashed.String(); s != t.path {
 		t.slashed = s
 	}
-	t.bare, _ = strings.CutSuffix(t.path, "/")
-	if t.bare == t.path {
-		t.bare = ""
+	if bare, ends := strings.CutSuffix(t.path, "/"); ends {
+		t.bare = bare
 	}
 }
 

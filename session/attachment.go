@@ -43,19 +43,18 @@ type attachment struct {
 
 // live is what runs for an attached container.
 type live struct {
-	forget       func() // the listeners need not be kept any longer
-	netns        *redirect.NetNS
-	kernel       *redirect.Attachment
-	names        *dnsmap.Table
-	placeholders *dnsmap.Placeholders
-	dns          *dnsmap.Server
-	proxy        *proxy.Server
-	relay        *proxy.Relay
-	programs     *container.Programs
-	again        chan struct{} // capacity 1: flows are to be judged again
-	cancel       context.CancelFunc
-	tasks        sync.WaitGroup
-	closed       []redirect.Connection
+	forget   func() // the listeners need not be kept any longer
+	netns    *redirect.NetNS
+	kernel   *redirect.Attachment
+	names    *dnsmap.Table
+	dns      *dnsmap.Server
+	proxy    *proxy.Server
+	relay    *proxy.Relay
+	programs *container.Programs
+	again    chan struct{} // capacity 1: flows are to be judged again
+	cancel   context.CancelFunc
+	tasks    sync.WaitGroup
+	closed   []redirect.Connection
 }
 
 // LockName is what a container's lock on the host is called, redirect.Left's
@@ -102,7 +101,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	}
 	l := &live{forget: func() { c.forgetSockets(ns.ID()) }, netns: ns, kernel: kernel, programs: programs, again: make(chan struct{}, 1), closed: kernel.Closed()}
 	l.names = &dnsmap.Table{Now: c.now}
-	l.placeholders = &dnsmap.Placeholders{Now: c.now}
+	placeholders := &dnsmap.Placeholders{Now: c.now}
 	var entries []dnsmap.Entry
 	for _, n := range names {
 		entries = append(entries, dnsmap.Entry{Name: n.Name, Addr: n.Addr, Expires: n.Expires})
@@ -141,7 +140,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 			return name
 		},
 		Table:        l.names,
-		Placeholders: l.placeholders,
+		Placeholders: placeholders,
 		Record:       func(e audit.Event) { record(e) },
 		Limits:       c.config.DNSLimits,
 		Now:          c.now,
@@ -178,7 +177,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		Prove:       l.dns.Prove,
 		Program:     program,
 		Relay:       l.relay.Serve,
-		StandsFor:   l.placeholders.Name,
+		StandsFor:   placeholders.Name,
 		Lookup:      l.dns.Lookup,
 		Ask:         c.ask,
 		OriginalDst: redirect.OriginalDst,

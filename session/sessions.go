@@ -150,14 +150,7 @@ func (c *Conductor) CreateSession(ctx context.Context, spec Spec) (Session, erro
 }
 
 func describe(s *rules.SessionState) string {
-	mode := "enforce"
-	switch {
-	case s.AllowAll:
-		mode = "learning"
-	case s.Ask:
-		mode = "asking"
-	}
-	return fmt.Sprintf("%s, %d rules, until %s", mode, len(sessionRules(s)), s.Expires.UTC().Format(time.RFC3339))
+	return fmt.Sprintf("%s, %d rules, until %s", rules.Mode(s.AllowAll, s.Ask), len(sessionRules(s)), s.Expires.UTC().Format(time.RFC3339))
 }
 
 // Sessions lists the live sessions in the order of creation.

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,23 +64,9 @@ func askList(c *common) *cobra.Command {
 	return cmd
 }
 
-// containerFlag adds --container, which completes the names of attached ones.
-func (c *common) containerFlag(cmd *cobra.Command, container *string, help string) {
-	cmd.Flags().StringVar(container, "container", "", help)
-	_ = cmd.RegisterFlagCompletionFunc("container", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-		return c.completeContainers(cmd, nil, prefix)
-	})
-}
-
 // askedAbout is what a question is about, as a destination is written.
 func askedAbout(q api.Question) string {
-	switch {
-	case q.Host != "":
-		return fmt.Sprintf("%s:%d", q.Host, q.Port)
-	case strings.Contains(q.Address, ":"):
-		return fmt.Sprintf("[%s]:%d", q.Address, q.Port)
-	}
-	return fmt.Sprintf("%s:%d", q.Address, q.Port)
+	return net.JoinHostPort(cmp.Or(q.Host, q.Address), strconv.Itoa(int(q.Port)))
 }
 
 func askAnswer(c *common) *cobra.Command {

@@ -138,7 +138,7 @@ Connections that were open before are cut and listed.`,
 				}
 				out.Session, out.SessionID = &s, s.ID
 				if s.Current {
-					out.Mode = sessionMode(s)
+					out.Mode = s.Mode()
 				}
 			}
 			return c.print(cmd.OutOrStdout(), out, func(w io.Writer) {

@@ -64,13 +64,10 @@ func newEvents(c *common) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.BoolVarP(&follow, "follow", "f", false, "go on with events as they happen")
-	flags.StringVar(&q.Container, "container", "", "only this container")
+	c.containerFlag(cmd, &q.Container, "only this container")
 	flags.StringVar(&q.Verdict, "verdict", "", "only allow or deny")
 	flags.StringVar(&q.Type, "type", "", "only dns, connect, http, graphql, lifecycle, tamper, limit or ask")
 	flags.StringVar(&since, "since", "", "from this time, or this long ago: 2026-05-01T12:00:00Z, 10m")
-	_ = cmd.RegisterFlagCompletionFunc("container", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-		return c.completeContainers(cmd, nil, prefix)
-	})
 	return cmd
 }
 

@@ -225,11 +225,8 @@ ancestors of programs are not on record: rules that need them do not match.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&container, "container", "", "whose record to try the policy on; required")
+	c.containerFlag(cmd, &container, "whose record to try the policy on; required")
 	cmd.Flags().StringVar(&since, "since", "", "from this time, or this long ago: 2026-05-01T12:00:00Z, 10m; everything on record when absent")
-	_ = cmd.RegisterFlagCompletionFunc("container", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-		return c.completeContainers(cmd, nil, prefix)
-	})
 	return cmd
 }
 

@@ -84,6 +84,14 @@ func (o *output) Write(b []byte) (n int, err error) {
 	return n, o.err
 }
 
+// containerFlag adds --container, which completes the names of attached ones.
+func (c *common) containerFlag(cmd *cobra.Command, container *string, help string) {
+	cmd.Flags().StringVar(container, "container", "", help)
+	_ = cmd.RegisterFlagCompletionFunc("container", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		return c.completeContainers(cmd, nil, prefix)
+	})
+}
+
 func newRoot() *cobra.Command {
 	c := &common{}
 	root := &cobra.Command{

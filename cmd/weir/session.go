@@ -60,7 +60,7 @@ func sessionList(c *common) *cobra.Command {
 					if s.Current {
 						current = "*"
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", s.ID, short(s.Container), current, sessionMode(s), s.RulesCreated, until(s.ExpiresAt))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", s.ID, short(s.Container), current, s.Mode(), s.RulesCreated, until(s.ExpiresAt))
 				}
 			})
 		},
@@ -132,17 +132,7 @@ func describeSession(s api.Session) string {
 	if !s.Current {
 		current = "not current: a newer session counts"
 	}
-	return fmt.Sprintf("%s, %d rules, expires %s, %s", sessionMode(s), s.RulesCreated, until(s.ExpiresAt), current)
-}
-
-func sessionMode(s api.Session) string {
-	switch {
-	case s.AllowAll:
-		return "learning"
-	case s.Ask:
-		return "asking"
-	}
-	return "enforce"
+	return fmt.Sprintf("%s, %d rules, expires %s, %s", s.Mode(), s.RulesCreated, until(s.ExpiresAt), current)
 }
 
 // until says when t is, and how far away.
