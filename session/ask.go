@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/net/publicsuffix"
 
@@ -280,11 +279,11 @@ func (c *Conductor) told(q ask.Question, end ask.End, r ask.Reply) {
 	}
 	switch end {
 	case ask.Asked:
-		e.Reason = fmt.Sprintf("question %s: %s; an answer is waited for until %s", q.ID, q.Reason, q.Expires.UTC().Format(time.TimeOnly))
+		e.Reason = audit.QuestionAsked(q.ID, q.Reason, q.Expires)
 	case ask.Withdrawn:
-		e.Reason = fmt.Sprintf("question %s withdrawn: nothing waits for its answer any more", q.ID)
+		e.Reason = audit.QuestionOver(q.ID, "withdrawn: nothing waits for its answer any more")
 	default:
-		e.Reason = fmt.Sprintf("question %s: %s; connections that waited: %d", q.ID, r.Reason, q.Flows)
+		e.Reason = audit.QuestionOver(q.ID, fmt.Sprintf("%s; connections that waited: %d", r.Reason, q.Flows))
 		e.DurationMS = c.now().Sub(q.Asked).Milliseconds()
 		e.Verdict = "deny"
 		if r.Expired {

@@ -165,9 +165,9 @@ func (s *Server) questionStream(w http.ResponseWriter, r *request) error {
 			return nil
 		}
 		for _, e := range events {
-			// "question ID: allowed once by root; connections that waited: 1", "question ID withdrawn: ..."
-			id, said, _ := strings.Cut(strings.TrimPrefix(e.Reason, "question "), " ")
-			reasons[strings.TrimSuffix(id, ":")] = strings.ToUpper(said[:min(len(said), 1)]) + said[min(len(said), 1):]
+			if id, how, over := audit.QuestionOf(e.Reason); over && how != "" {
+				reasons[id] = strings.ToUpper(how[:1]) + how[1:]
+			}
 		}
 		if s.logins.find(r.Request, s.Now()) == nil {
 			return nil // logged out; the browser comes back and is told

@@ -250,8 +250,8 @@ func (i *interview) became(ctx context.Context, q api.Question) (string, error) 
 			return "", err
 		}
 		for _, e := range page.Items {
-			if text, ok := strings.CutPrefix(e.Reason, "question "+q.ID); ok && !strings.Contains(text, "an answer is waited for") {
-				return audit.Printable(strings.TrimLeft(text, ": ")), nil
+			if id, how, over := audit.QuestionOf(e.Reason); over && id == q.ID {
+				return audit.Printable(how), nil
 			}
 		}
 		select {
