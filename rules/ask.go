@@ -22,7 +22,7 @@ func OnceLayer(host string, a netip.Addr, port uint16, reason string) (*Layer, e
 	if err != nil {
 		return nil, err
 	}
-	l.entries[0].reason = reason
+	l.parts[0].entries[0].reason = reason
 	return l, nil
 }
 

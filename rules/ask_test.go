@@ -105,7 +105,7 @@ func TestAskable(t *testing.T) {
 			if with := p.With(once).Decide(r); with.Verdict == Deny || with.Askable {
 				t.Fatalf("%+v\nasked about %q, and once allowed it is %v by %q", r, d.Host, with.Verdict, with.Reason)
 			}
-			rule := once.Rules()[0]
+			rule := once.InOrder()[0]
 			rule.Source, rule.ID = Session, "answer"
 			more := [][]Rule{layers[0], append(slices.Clip(layers[1]), rule), layers[2]}
 			if with := compileLayers(t, more).Decide(r); with.Verdict == Deny {

@@ -44,6 +44,9 @@ func benchPolicy(tb testing.TB, n int) *Policy {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	if l, err = l.With([]Rule{{ID: "more", Destination: "more.example", Ports: "443", Action: ActionAllow}}); err != nil {
+		tb.Fatal(err)
+	}
 	return Compile(Stack{Layers: []*Layer{l, BuiltinLayer()}, Guard: Guard{Hosts: map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true}}})
 }
 
@@ -86,6 +89,28 @@ func BenchmarkNewLayer(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := NewLayer(Global, rs); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkOneRuleMore(b *testing.B) {
+	for _, n := range sizes {
+		l, err := NewLayer(Global, manyRules(n))
+		if err != nil {
+			b.Fatal(err)
+		}
+		more := []Rule{{ID: "more", Destination: "more.example", Ports: "443", Action: ActionDeny}}
+		// Beside as many in the small part as there may be.
+		if l, err = l.With(manyRules(n / (smallPart + 1))); err != nil {
+			b.Fatal(err)
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := l.With(more); err != nil {
 					b.Fatal(err)
 				}
 			}

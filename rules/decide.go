@@ -259,8 +259,7 @@ func (p *Policy) request(q *query, r Request, trace func(Step)) Decision {
 	l := p.layers[q.won.layer]
 	var offered []*Rule
 	ls := l.lists(nil, q, whole)
-	for n, ok := next(ls); ok; n, ok = next(ls) {
-		e := l.entries[n]
+	for e := next(ls); e != nil; e = next(ls) {
 		if e.rule.Endpoint == nil || slices.Contains(offered, e.rule) {
 			continue
 		}

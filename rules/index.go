@@ -8,9 +8,35 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// A list is the positions of entries in their layer, ascending: the first
-// that matches a request is the one that wins.
-type list []int32
+// A list is entries of one layer, each before the next: the first that matches
+// a request is the one that wins.
+type list []*entry
+
+// next takes the entry that is before all others off the lists, or is nil.
+func next(ls []list) *entry {
+	best := -1
+	for i, l := range ls {
+		if len(l) > 0 && (best < 0 || l[0].before(ls[best][0])) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return nil
+	}
+	e := ls[best][0]
+	ls[best] = ls[best][1:]
+	return e
+}
+
+// merge is what two lists hold, as one.
+func merge(a, b list) list {
+	all := make(list, 0, len(a)+len(b))
+	ls := []list{a, b}
+	for e := next(ls); e != nil; e = next(ls) {
+		all = append(all, e)
+	}
+	return all
+}
 
 // bucket holds the entries that share a destination. A large one is split by
 // transport and port, so that a thousand rules for other ports of one host
@@ -30,42 +56,41 @@ const (
 	fewPorts   = 8
 )
 
-func (b *bucket) split(entries []*entry) {
+func (b *bucket) split() {
 	if len(b.all) <= splitAbove {
 		return
 	}
-	b.views[0] = b.view(entries, overTCP)
+	b.views[0] = b.view(overTCP)
 	b.views[1] = b.views[0]
-	if slices.ContainsFunc(b.all, func(n int32) bool { return entries[n].transports != overBoth }) {
-		b.views[1] = b.view(entries, overUDP)
+	if slices.ContainsFunc(b.all, func(e *entry) bool { return e.transports != overBoth }) {
+		b.views[1] = b.view(overUDP)
 	}
 }
 
-func (b *bucket) view(entries []*entry, t transports) *view {
+func (b *bucket) view(t transports) *view {
 	v := &view{port: map[uint16]list{}}
-	few := make([]uint64, 0, len(b.all)) // port and position
-	for _, n := range b.all {
-		e := entries[n]
+	few := make([]uint64, 0, len(b.all)) // port, and index in b.all
+	for i, e := range b.all {
 		if e.transports&t == 0 {
 			continue
 		}
 		if e.ports.count > fewPorts {
-			v.wide = append(v.wide, n)
+			v.wide = append(v.wide, e)
 			continue
 		}
 		for _, s := range e.ports.spans {
 			for port := int(s.first); port <= int(s.last); port++ {
-				few = append(few, uint64(port)<<32|uint64(n))
+				few = append(few, uint64(port)<<32|uint64(i))
 			}
 		}
 	}
 	slices.Sort(few)
-	positions := make(list, len(few))
+	byPort := make(list, len(few))
 	start := 0
 	for i, f := range few {
-		positions[i] = int32(uint32(f))
+		byPort[i] = b.all[uint32(f)]
 		if i+1 == len(few) || few[i+1]>>32 != f>>32 {
-			v.port[uint16(f>>32)] = positions[start : i+1]
+			v.port[uint16(f>>32)] = byPort[start : i+1]
 			start = i + 1
 		}
 	}
@@ -110,53 +135,17 @@ type subnet struct {
 	parent *subnet // the next larger network that has rules
 }
 
-// builder makes the indexes of a layer.
+// builder makes the indexes of a part.
 type builder struct {
-	entries  []*entry
-	numbers  list     // 0, 1, 2, …: the lists of one element are pieces of it
 	buckets  []bucket // not handed out yet
 	kinds    [listed]int
 	networks map[*index]map[netip.Prefix]*bucket
 }
 
-func (l *Layer) build() {
-	b := &builder{
-		entries: l.entries, numbers: make(list, len(l.entries)), buckets: make([]bucket, len(l.entries)),
-		networks: map[*index]map[netip.Prefix]*bucket{},
-	}
-	exact := 0
-	for i := range l.entries {
-		b.numbers[i] = int32(i)
-		if c := l.entries[i].container; c.every() {
-			b.kinds[l.entries[i].dest.kind]++
-		} else if c.glob == "" {
-			exact++
-		}
-	}
-	l.exact = make(map[string]*index, exact)
-	l.every = &index{
-		names:     make(map[string]*bucket, b.kinds[exactly]),
-		suffixes:  make(map[string]*bucket, b.kinds[below]+b.kinds[within]+b.kinds[globbed]),
-		addresses: make(map[netip.Addr]*bucket, b.kinds[address]),
-	}
-	b.networks[l.every] = make(map[netip.Prefix]*bucket, b.kinds[network])
-	for i := range l.entries {
-		b.add(l.indexFor(l.entries[i].container), int32(i))
-	}
-	b.finish(l.every)
-	for _, x := range l.exact {
-		b.finish(x)
-	}
-	for _, gs := range l.globs.byPrefix {
-		for _, g := range gs {
-			b.finish(g.index)
-		}
-	}
-}
-
-// add puts an entry into an index. Entries come in the order of precedence.
-func (b *builder) add(x *index, n int32) {
-	e := b.entries[n]
+// add puts an entry, as a list of itself, into an index. Entries come in the
+// order of precedence.
+func (b *builder) add(x *index, one list) {
+	e := one[0]
 	to := &x.any
 	switch e.dest.kind {
 	case exactly:
@@ -173,18 +162,18 @@ func (b *builder) add(x *index, n int32) {
 		to = at(b, &m, e.dest.prefix)
 		b.networks[x] = m
 	}
-	b.put(to, n)
+	to.put(one)
 	if e.dest.named() {
-		b.put(&x.byName[e.effect], n)
+		x.byName[e.effect].put(one)
 	}
 }
 
-func (b *builder) put(to *bucket, n int32) {
-	if to.all == nil {
-		to.all = b.numbers[n : n+1 : n+1]
+func (b *bucket) put(one list) {
+	if b.all == nil {
+		b.all = one // most buckets hold no more
 		return
 	}
-	to.all = append(to.all, n)
+	b.all = append(b.all, one...)
 }
 
 // at returns the bucket of a key, made when there is none.
@@ -203,18 +192,18 @@ func at[K comparable](b *builder, m *map[K]*bucket, key K) *bucket {
 
 func (b *builder) finish(x *index) {
 	for _, m := range x.names {
-		m.split(b.entries)
+		m.split()
 	}
 	for _, m := range x.suffixes {
-		m.split(b.entries)
+		m.split()
 	}
 	for _, m := range x.addresses {
-		m.split(b.entries)
+		m.split()
 	}
-	x.any.split(b.entries)
-	x.bare.split(b.entries)
+	x.any.split()
+	x.bare.split()
 	for i := range x.byName {
-		x.byName[i].split(b.entries)
+		x.byName[i].split()
 	}
 
 	networks := b.networks[x]
@@ -226,7 +215,7 @@ func (b *builder) finish(x *index) {
 	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
 	for _, p := range sorted {
 		s := &subnet{bucket: networks[p]}
-		s.split(b.entries)
+		s.split()
 		s.parent, _ = x.networks.LookupPrefix(p)
 		x.networks.Insert(p, s)
 	}
@@ -263,73 +252,4 @@ func (x *index) lists(to []list, q *query, want effect) []list {
 		to = x.bare.lists(to, q)
 	}
 	return x.any.lists(to, q)
-}
-
-// globIndex finds container globs by their literal prefix, so that globs for
-// containers of other names cost nothing.
-type globIndex struct {
-	byPrefix map[string][]*globbedContainers
-	lengths  []int // of the prefixes, each once
-}
-
-type globbedContainers struct {
-	pattern *containerPattern
-	index   *index
-}
-
-func (g *globIndex) at(c *containerPattern) *index {
-	for _, known := range g.byPrefix[c.prefix] {
-		if known.pattern.text == c.text {
-			return known.index
-		}
-	}
-	if g.byPrefix == nil {
-		g.byPrefix = map[string][]*globbedContainers{}
-	}
-	if !slices.Contains(g.lengths, len(c.prefix)) {
-		g.lengths = append(g.lengths, len(c.prefix))
-	}
-	x := &index{}
-	g.byPrefix[c.prefix] = append(g.byPrefix[c.prefix], &globbedContainers{c, x})
-	return x
-}
-
-func (l *Layer) indexFor(c *containerPattern) *index {
-	switch {
-	case c.every():
-		return l.every
-	case c.glob != "":
-		return l.globs.at(c)
-	}
-	x := l.exact[c.text]
-	if x == nil {
-		x = &index{}
-		l.exact[c.text] = x
-	}
-	return x
-}
-
-// lists appends the wanted lists of each index whose container pattern
-// matches. A list may come twice, when a glob matches both name and id.
-func (l *Layer) lists(to []list, q *query, want effect) []list {
-	to = l.every.lists(to, q, want)
-	for i, who := range [...]string{q.container.Name, q.container.ID} {
-		if who == "" || i == 1 && who == q.container.Name {
-			continue
-		}
-		if x := l.exact[who]; x != nil {
-			to = x.lists(to, q, want)
-		}
-		for _, n := range l.globs.lengths {
-			if n > len(who) {
-				continue
-			}
-			for _, g := range l.globs.byPrefix[who[:n]] {
-				if matchFlat(g.pattern.glob, who) {
-					to = g.index.lists(to, q, want)
-				}
-			}
-		}
-	}
-	return to
 }

@@ -86,4 +86,4 @@ func (p *Policy) lookInto(r *Request, d Decision) Decision {
 }
 
 // learningEndpoint is the one that all rules of an InspectLayer share.
-func learningEndpoint(p *Policy) *Endpoint { return p.layers[0].rules[0].Endpoint }
+func learningEndpoint(p *Policy) *Endpoint { return p.layers[0].given[0][0].Endpoint }

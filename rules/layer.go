@@ -1,8 +1,8 @@
 package rules
 
 import (
-	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -11,13 +11,13 @@ import (
 // Layer is an indexed, immutable set of the rules of one source. It is safe
 // for concurrent use and may be in any number of policies.
 type Layer struct {
-	source   Source
-	rules    []Rule
-	entries  []*entry // most specific first: of two that match, the first wins
-	exact    map[string]*index
-	globs    globIndex
-	every    *index      // container "*"
-	expiries []time.Time // sorted
+	source Source
+	given  [][]Rule
+	count  int // of the rules
+	next   int // place of the next entry
+	// parts are a large one and, when rules were added, a small one: a rule more
+	// costs what the small one does.
+	parts []*part
 }
 
 // entry is one rule with its text read; an endpoint without host is one entry
@@ -25,6 +25,7 @@ type Layer struct {
 type entry struct {
 	rule       *Rule
 	rank       rank
+	place      int // in the layer, as the rules were given
 	container  *containerPattern
 	dest       destination
 	ports      *portSet
@@ -42,6 +43,17 @@ func (e *entry) allowedIPs() []netip.Prefix {
 	return e.rule.Endpoint.AllowedIPs
 }
 
+// before reports whether e, if both match, wins over another entry of its layer.
+func (e *entry) before(other *entry) bool {
+	switch {
+	case e.rank != other.rank:
+		return e.rank < other.rank
+	case e.rule.Order != other.rule.Order:
+		return e.rule.Order < other.rule.Order
+	}
+	return e.place < other.place
+}
+
 // NewLayer indexes the rules of one source: Global, Session, Builtin or
 // Asked (see OnceLayer). The
 // rules are shared, not copied, and must never change afterwards. They should
@@ -52,61 +64,72 @@ func NewLayer(source Source, rs []Rule) (*Layer, error) {
 	if slices.Index(precedence[:], source) < 0 {
 		return nil, fmt.Errorf("layer %q cannot hold rules: use global, session or builtin", source)
 	}
-	l := &Layer{source: source, rules: rs, exact: map[string]*index{}}
+	return (&Layer{source: source}).With(rs)
+}
+
+// smallPart is how much smaller than the large part of a layer the small one is.
+const smallPart = 8
+
+// With returns a layer of the rules of l and more after them, which decides as
+// NewLayer would of all of them, and costs much less when there are few more.
+// It shares and requires what NewLayer does; l stays as it is.
+func (l *Layer) With(more []Rule) (*Layer, error) {
+	entries, err := l.read(more)
+	if err != nil {
+		return nil, err
+	}
+	with := &Layer{
+		source: l.source, given: append(slices.Clip(l.given), more), count: l.count + len(more), next: l.next + len(entries),
+		parts: slices.Clone(l.parts),
+	}
+	for n := len(with.parts); n > 0 && (n == 2 || len(with.parts[0].entries) < smallPart*len(entries)); n-- {
+		entries = merge(with.parts[n-1].entries, entries)
+		with.parts = with.parts[:n-1]
+	}
+	with.parts = append(with.parts, newPart(entries))
+	return with, nil
+}
+
+// read reads rules that come after those of l and puts them in order.
+func (l *Layer) read(rs []Rule) (list, error) {
 	read := make([]entry, 0, len(rs))
 	rd := newReader()
 	for i := range rs {
 		r := &rs[i]
 		var e entry
 		err := rd.read(r, &e)
-		if err == nil && source != Global && !e.container.every() {
+		if err == nil && l.source != Global && !e.container.every() {
 			err = fmt.Errorf("container %q: only global rules choose containers", r.Container)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s rule %s: %w", source, r.name(), err)
+			return nil, fmt.Errorf("%s rule %s: %w", l.source, r.name(), err)
 		}
-		e.reason = reasonOf(source, &e)
+		e.reason = reasonOf(l.source, &e)
 		if e.dest.kind != listed {
-			e.rank = e.specificity()
+			e.rank, e.place = e.specificity(), l.next+len(read)
 			read = append(read, e)
-		} else {
-			for _, p := range r.Endpoint.AllowedIPs {
-				e.dest = networkDestination(p)
-				e.rank = e.specificity()
-				read = append(read, e)
-			}
+			continue
 		}
-		if !r.Expires.IsZero() {
-			l.expiries = append(l.expiries, r.Expires)
+		for _, p := range r.Endpoint.AllowedIPs {
+			e.dest = networkDestination(p)
+			e.rank, e.place = e.specificity(), l.next+len(read)
+			read = append(read, e)
 		}
 	}
-	slices.SortFunc(l.expiries, time.Time.Compare)
-	l.sort(read)
-	l.build()
-	return l, nil
-}
-
-// sort fills l.entries with the entries read in the order of precedence.
-func (l *Layer) sort(read []entry) {
-	type place struct {
-		rank  rank
-		order int64
-		read  int
-	}
-	places := make([]place, len(read))
+	sorted := make(list, len(read))
 	for i := range read {
-		places[i] = place{read[i].rank, read[i].rule.Order, i}
+		sorted[i] = &read[i]
 	}
-	slices.SortFunc(places, func(a, b place) int {
-		if a.rank != b.rank {
-			return cmp.Compare(a.rank, b.rank)
+	slices.SortFunc(sorted, func(a, b *entry) int {
+		switch {
+		case a.before(b):
+			return -1
+		case b.before(a):
+			return 1
 		}
-		return cmp.Or(cmp.Compare(a.order, b.order), a.read-b.read)
+		return 0
 	})
-	l.entries = make([]*entry, len(read))
-	for i, p := range places {
-		l.entries[i] = &read[p.read]
-	}
+	return sorted, nil
 }
 
 // BuiltinLayer returns the rules that every container has: its own loopback,
@@ -129,29 +152,50 @@ func BuiltinLayer() *Layer {
 // Source says which layer it is.
 func (l *Layer) Source() Source { return l.source }
 
-// Rules returns the layer's rules as they were given. They must not be changed.
-func (l *Layer) Rules() []Rule { return l.rules }
+// Rules are the layer's rules as they were given. They must not be changed.
+func (l *Layer) Rules() iter.Seq[Rule] {
+	return func(yield func(Rule) bool) {
+		for _, rs := range l.given {
+			for i := range rs {
+				if !yield(rs[i]) {
+					return
+				}
+			}
+		}
+	}
+}
 
 // InOrder returns the layer's rules in the order in which they win: of two that
 // match, the first does.
 func (l *Layer) InOrder() []Rule {
-	list := make([]Rule, 0, len(l.rules))
-	seen := make(map[*Rule]bool, len(l.rules)) // an endpoint may be several entries
-	for _, e := range l.entries {
+	var all list
+	for _, p := range l.parts {
+		all = merge(all, p.entries)
+	}
+	ordered := make([]Rule, 0, l.count)
+	seen := make(map[*Rule]bool, l.count) // an endpoint may be several entries
+	for _, e := range all {
 		if !seen[e.rule] {
 			seen[e.rule] = true
-			list = append(list, *e.rule)
+			ordered = append(ordered, *e.rule)
 		}
 	}
-	return list
+	return ordered
 }
 
-func (l *Layer) nextExpiry(now time.Time) (time.Time, bool) {
-	i, _ := slices.BinarySearchFunc(l.expiries, now, time.Time.Compare)
-	for ; i < len(l.expiries); i++ {
-		if l.expiries[i].After(now) {
-			return l.expiries[i], true
+// lists appends the wanted lists of each part.
+func (l *Layer) lists(to []list, q *query, want effect) []list {
+	for _, p := range l.parts {
+		to = p.lists(to, q, want)
+	}
+	return to
+}
+
+func (l *Layer) nextExpiry(now time.Time) (next time.Time, found bool) {
+	for _, p := range l.parts {
+		if t, ok := p.nextExpiry(now); ok && (!found || t.Before(next)) {
+			next, found = t, true
 		}
 	}
-	return time.Time{}, false
+	return next, found
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func mustLayer(t *testing.T, s Source, rs ...Rule) *Layer {
@@ -191,5 +193,44 @@ func TestTraceCountsRules(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// However rules come, the layer holds them as they were given, in the order in
+// which they win, and in two parts at most.
+func TestRulesThatAreAddedToALayer(t *testing.T) {
+	rs := manyRules(700)
+	rs[500].Expires = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	whole, err := NewLayer(Global, rs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := NewLayer(Global, rs[:300])
+	sizes := map[int]bool{}
+	for i := 300; i < len(rs) && err == nil; i++ {
+		before := slices.Collect(l.Rules())
+		with, failed := l.With(rs[i : i+1])
+		if l, err = with, failed; len(before) != i {
+			t.Fatalf("%d rules after %d were given", len(before), i)
+		}
+		sizes[len(l.parts)] = true
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !sizes[1] || !sizes[2] || len(sizes) != 2 {
+		t.Errorf("numbers of parts: %v", sizes)
+	}
+	if diff := cmp.Diff(slices.Collect(whole.Rules()), slices.Collect(l.Rules())); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(whole.InOrder(), l.InOrder()); diff != "" {
+		t.Error(diff)
+	}
+	if at, ok := l.nextExpiry(rs[500].Expires.Add(-1)); !ok || !at.Equal(rs[500].Expires) {
+		t.Errorf("next expiry %v %v", at, ok)
+	}
+	if _, err := l.With([]Rule{{ID: "r9", Destination: "a..b"}}); err == nil || !strings.Contains(err.Error(), "global rule r9") {
+		t.Errorf("a rule that cannot be read: %v", err)
 	}
 }

@@ -37,7 +37,7 @@ func drawLayers(t *rapid.T) [][]Rule {
 	var layers [][]Rule
 	for _, s := range []Source{Global, Session, Builtin} {
 		var rs []Rule
-		for i := range rapid.IntRange(0, 6).Draw(t, "rules") {
+		for i := range rapid.IntRange(0, 10).Draw(t, "rules") {
 			rs = append(rs, drawRule(t, s, i))
 		}
 		if len(rs) > 0 && rapid.IntRange(0, 9).Draw(t, "large") == 0 {
@@ -63,7 +63,12 @@ func compileLayers(t *rapid.T, layers [][]Rule) *Policy {
 		s.Guard.Hosts[h] = true
 	}
 	for i, source := range precedence[:len(layers)] {
-		l, err := NewLayer(source, layers[i])
+		// The last ones are added later, which must make no difference.
+		first := max(0, len(layers[i])-rapid.IntRange(0, 3).Draw(t, "added"))
+		l, err := NewLayer(source, layers[i][:first])
+		for ; err == nil && first < len(layers[i]); first++ {
+			l, err = l.With(layers[i][first : first+1])
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -177,7 +177,6 @@ type outcome struct {
 	finding finding
 	entry   *entry // nil: no rule matched
 	layer   int    // index of the entry's layer; their number when no rule matched
-	at      int32  // position of the entry in its layer
 	// needProgram: another program could lead to another finding.
 	needProgram bool
 }
@@ -199,8 +198,8 @@ func (q *query) find(e *entry) finding {
 	}
 }
 
-// judge asks the layers about one hypothesis. Inside a layer positions are
-// precedence, so the first entry that matches has won.
+// judge asks the layers about one hypothesis. The first entry of a layer that
+// matches has won.
 func (p *Policy) judge(q *query) outcome {
 	var buf [24]list
 	var open finding // of the entries that match some programs
@@ -209,12 +208,7 @@ func (p *Policy) judge(q *query) outcome {
 layers:
 	for i, l := range p.layers {
 		ls := l.lists(buf[:0], q, whole)
-		for {
-			n, ok := next(ls)
-			if !ok {
-				break
-			}
-			e := l.entries[n]
+		for e := next(ls); e != nil; e = next(ls) {
 			switch q.match(e) {
 			case maybe:
 				f := q.find(e)
@@ -224,7 +218,7 @@ layers:
 				mixed = mixed || some && f != open || f == inspected
 				open, some = f, true
 			case yes:
-				result = outcome{finding: q.find(e), entry: e, layer: i, at: n}
+				result = outcome{finding: q.find(e), entry: e, layer: i}
 				break layers
 			}
 		}
@@ -234,34 +228,17 @@ layers:
 	return result
 }
 
-// next takes the smallest position off the lists.
-func next(ls []list) (int32, bool) {
-	best := -1
-	for i, l := range ls {
-		if len(l) > 0 && (best < 0 || l[0] < ls[best][0]) {
-			best = i
-		}
-	}
-	if best < 0 {
-		return 0, false
-	}
-	n := ls[best][0]
-	ls[best] = ls[best][1:]
-	return n, true
-}
-
 // lurks reports whether, if the flow had another name than the one judged, an
 // entry of that effect could come before o. Programs that are not known yet
 // count as matching.
 func (p *Policy) lurks(q *query, o outcome, want effect) bool {
 	var buf [24]list
 	for i, l := range p.layers[:min(o.layer+1, len(p.layers))] {
-		for _, positions := range l.lists(buf[:0], q, want) {
-			for _, n := range positions {
-				if i == o.layer && n >= o.at {
+		for _, entries := range l.lists(buf[:0], q, want) {
+			for _, e := range entries {
+				if i == o.layer && !e.before(o.entry) {
 					break
 				}
-				e := l.entries[n]
 				if q.matchBesidesName(e) != no && (want == refuses || !o.finding.denies() || q.admits(e)) {
 					return true
 				}

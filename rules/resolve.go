@@ -15,12 +15,11 @@ func (p *Policy) resolve(q *query) Decision {
 	denials := first[:0] // those passed, which take ports away from what follows
 	for i, l := range p.layers {
 		ls := l.lists(buf[:0], q, whole)
-		for n, ok := next(ls); ok; n, ok = next(ls) {
-			e := l.entries[n]
+		for e := next(ls); e != nil; e = next(ls) {
 			if q.match(e) == no {
 				continue
 			}
-			o := outcome{entry: e, layer: i, at: n}
+			o := outcome{entry: e, layer: i}
 			switch {
 			case e.effect == refuses && e.total():
 				return p.decision(q, o)

@@ -43,18 +43,17 @@ func (p *Policy) trace(q *query, s Stage, d *Decision, steps []Step) []Step {
 	for i, l := range p.layers {
 		ls := l.lists(nil, q, whole)
 		head := len(steps)
-		steps = append(steps, Step{Layer: l.source, Text: count(len(l.rules), "rule")})
-		seen := int32(-1)
-		for n, ok := next(ls); ok; n, ok = next(ls) {
-			if n == seen {
+		steps = append(steps, Step{Layer: l.source, Text: count(l.count, "rule")})
+		var seen *entry
+		for e := next(ls); e != nil; e = next(ls) {
+			if e == seen {
 				continue // the container's name and id both match
 			}
-			seen = n
+			seen = e
 			if len(steps)-head > maxSteps {
 				steps = append(steps, Step{Layer: l.source, Text: "…", Why: "more rules are for this destination than a trace shows"})
 				break
 			}
-			e := l.entries[n]
 			step := Step{Layer: l.source, Rule: e.rule.ID, Text: e.rule.text(), Matched: q.match(e) != no}
 			wins := e == won.entry || s == Resolve && e.rule == d.Rule
 			switch {
@@ -68,7 +67,7 @@ func (p *Policy) trace(q *query, s Stage, d *Decision, steps []Step) []Step {
 				step.Why = "does not settle whether some flow to the name could be allowed"
 			case won.entry != nil && won.layer < i:
 				step.Why = "a rule of the " + string(p.layers[won.layer].source) + " layer comes first"
-			case won.entry != nil && won.layer == i && won.at < n:
+			case won.entry != nil && won.layer == i && won.entry.before(e):
 				step.Why = e.rank.against(won.entry.rank)
 			default:
 				step.Why = "applies to some programs only, and the one that connects is not known yet"
@@ -80,7 +79,7 @@ func (p *Policy) trace(q *query, s Stage, d *Decision, steps []Step) []Step {
 		switch {
 		case concern > 0:
 			steps[head].Why = fmt.Sprintf("%d for %s", concern, q.target())
-		case len(l.rules) > 0:
+		case l.count > 0:
 			steps[head].Why = "none for " + q.target()
 		}
 	}

@@ -94,7 +94,9 @@ type Conductor struct {
 	documents   map[string]document // of the global layer, by name
 	globalLayer *rules.Layer
 	changes     uint64 // how often global or documents changed
+	rewritten   uint64 // the last change that did more than append to global
 	published   uint64 // the change as of which globalLayer is
+	indexed     int    // how many of global it has
 	guard       rules.Guard
 	attachments map[string]*attachment       // by container id
 	handover    map[string]*redirect.Sockets // nil unless Handover was called
@@ -180,6 +182,7 @@ func (c *Conductor) load(ctx context.Context) error {
 		return err
 	}
 	c.setGuard(hosts)
+	c.indexed = len(c.global)
 	c.globalLayer, err = rules.NewLayer(rules.Global, c.globalRules())
 	return err
 }
@@ -337,8 +340,7 @@ func (c *Conductor) expire(ctx context.Context) {
 			}
 		}
 		c.global = slices.DeleteFunc(slices.Clone(c.global), dead)
-		c.changes++
-		change, expired = c.changes, true
+		change, expired = c.rewrote(), true
 	}
 	for _, a := range c.attachments {
 		if t, ok := a.nextExpiry, !a.nextExpiry.IsZero(); ok && !t.After(now) {

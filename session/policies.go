@@ -81,9 +81,8 @@ func (c *Conductor) putDocument(ctx context.Context, name string, doc document) 
 		verb, created = "set", true
 	}
 	c.documents[name] = doc
-	c.changes++
 	c.lifecycle("", "", "global policy %s %s: %d rules", name, verb, len(doc.Rules))
-	return c.changes, created, nil
+	return c.rewrote(), created, nil
 }
 
 // Policies lists the documents of the global layer by name.
@@ -117,7 +116,6 @@ func (c *Conductor) deleteDocument(ctx context.Context, name string) (uint64, er
 		return 0, err
 	}
 	delete(c.documents, name)
-	c.changes++
 	c.lifecycle("", "", "global policy %s removed", name)
-	return c.changes, nil
+	return c.rewrote(), nil
 }

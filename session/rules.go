@@ -78,10 +78,11 @@ func (c *Conductor) storeRule(ctx context.Context, r rules.Rule, put func(contex
 	if i := slices.IndexFunc(c.global, func(r rules.Rule) bool { return r.ID == stored.ID }); i >= 0 {
 		c.global, verb = slices.Clone(c.global), "changed"
 		c.global[i] = stored.Rule
+		c.rewrote()
 	} else {
 		c.global = append(c.global, stored.Rule)
+		c.changes++
 	}
-	c.changes++
 	c.lifecycle("", "", "global rule %s %s: %s", stored.ID, verb, describeRule(stored.Rule))
 	return c.changes, stored.Rule, nil
 }
@@ -112,13 +113,21 @@ func (c *Conductor) deleteRule(ctx context.Context, id string) (uint64, error) {
 	c.lifecycle("", "", "global rule %s removed: %s", id, describeRule(c.global[i]))
 	c.global = slices.Delete(slices.Clone(c.global), i, i+1)
 	delete(c.used, id)
+	return c.rewrote(), nil
+}
+
+// rewrote counts a change of global or documents that did more than append to
+// global. mu is held.
+func (c *Conductor) rewrote() uint64 {
 	c.changes++
-	return c.changes, nil
+	c.rewritten = c.changes
+	return c.changes
 }
 
 // publish returns once the global layer counts as of the given change. The
 // index is made beside mu, and once for all who wait: of a thousand callers
-// that add rules at once, few pay for one.
+// that add rules at once, few pay for one. Rules that were only added are added
+// to the index.
 func (c *Conductor) publish(change uint64) error {
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
@@ -128,14 +137,27 @@ func (c *Conductor) publish(change uint64) error {
 		return nil
 	}
 	change = c.changes
-	all := c.globalRules()
+	layer, indexed := c.globalLayer, len(c.global)
+	anew := c.rewritten > c.published
+	var given []rules.Rule
+	if anew {
+		given = c.globalRules()
+	} else {
+		// A copy: global moves when it grows, and the layer keeps what it was given.
+		given = slices.Clone(c.global[c.indexed:])
+	}
 	c.mu.Unlock()
-	layer, err := rules.NewLayer(rules.Global, all)
+	var err error
+	if anew {
+		layer, err = rules.NewLayer(rules.Global, given)
+	} else {
+		layer, err = layer.With(given)
+	}
 	if err != nil {
 		return fmt.Errorf("global rules: %w", err)
 	}
 	c.mu.Lock()
-	c.globalLayer, c.published = layer, change
+	c.globalLayer, c.published, c.indexed = layer, change, indexed
 	c.compileAll(c.now())
 	c.mu.Unlock()
 	c.wake()
@@ -215,7 +237,7 @@ func (c *Conductor) listRules(ref string) []ListedRule {
 	if a := c.attachedAs(ref); a != nil {
 		who = a.who()
 	}
-	for _, r := range c.globalLayer.Rules() {
+	for _, r := range c.globalRules() {
 		if ref == "" || r.AppliesTo(who) {
 			add(r)
 		}
@@ -225,7 +247,7 @@ func (c *Conductor) listRules(ref string) []ListedRule {
 		if !s.Live(now) || ref != "" && s.Container != who.ID && s.Container != who.Name {
 			continue
 		}
-		for _, r := range c.layers[s.ID].Rules() {
+		for r := range c.layers[s.ID].Rules() {
 			r.Container = s.Container
 			if r.Expires.IsZero() || r.Expires.After(s.Expires) {
 				r.Expires = s.Expires
@@ -233,7 +255,7 @@ func (c *Conductor) listRules(ref string) []ListedRule {
 			add(r)
 		}
 	}
-	for _, r := range builtinLayer.Rules() {
+	for r := range builtinLayer.Rules() {
 		add(r)
 	}
 	return list

@@ -286,7 +286,7 @@ func newSessionLayer(s *rules.SessionState) (*rules.Layer, error) {
 // forgetUse drops what is known of the use of rules that are gone. mu is held.
 func (c *Conductor) forgetUse(l *rules.Layer) {
 	if l != nil {
-		for _, r := range l.Rules() {
+		for r := range l.Rules() {
 			delete(c.used, r.ID)
 		}
 	}
