@@ -9,6 +9,9 @@
 // printed are the rounds, and scripts/bench takes their medians.
 //
 // The benchmarks need root, nftables and iproute2. Others are measured beside
-// when they are found: haproxy, dnsmasq and sing-box in PATH, or where
-// WEIR_BENCH_HAPROXY, WEIR_BENCH_DNSMASQ and WEIR_BENCH_SING_BOX say.
+// when they are found: haproxy, sing-box, redsocks (in front of sing-box or
+// microsocks), squid, mitmproxy and dnsmasq in PATH, or where WEIR_BENCH_HAPROXY,
+// WEIR_BENCH_SING_BOX, WEIR_BENCH_REDSOCKS, WEIR_BENCH_MICROSOCKS, WEIR_BENCH_SQUID,
+// WEIR_BENCH_MITMPROXY and WEIR_BENCH_DNSMASQ say; set to nothing, they are left
+// out. programs has how they are set up.
 package bench

@@ -19,7 +19,8 @@ import (
 
 const (
 	serverAddr  = "198.51.100.7"
-	server      = serverAddr + ":7000"
+	port        = ":7000"
+	securePort  = ":443" // HTTP in TLS
 	resolver    = "198.51.100.53:53"
 	serverName  = "www.example.com"
 	httpRest    = " HTTP/1.1\r\nHost: " + serverName + "\r\n\r\n"
@@ -56,6 +57,13 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// inspected is the policy for HTTP in TLS; the others decide the same.
+const inspected = `version: 1
+network_policies:
+  bench:
+    endpoints: [{host: ` + serverName + `, port: 443, path: /ok/**, protocol: rest, access: read-only}]
+`
+
 // lab is the world of all benchmarks of one run.
 type lab struct {
 	ready  bool
@@ -72,8 +80,20 @@ type lab struct {
 type way struct {
 	name      string
 	namespace string
-	proxy     *exec.Cmd // nil: nobody is in between
+	server    string // its address: ports that one way has just used are not missing to the next
+	does      ability
+	proxy     []*exec.Cmd // nil: nobody is in between
+	roots     string      // a file: whom its client trusts
 }
+
+// An ability is what a way can be measured at.
+type ability int
+
+const (
+	relays   ability = 1 << iota // connections, whatever is in them
+	requests                     // plain HTTP
+	inspects                     // HTTP in TLS, request by request
+)
 
 // theLab is made once, for the first benchmark that needs it: starting a
 // daemon and the others for each would take longer than measuring.
@@ -99,15 +119,20 @@ func (l *lab) open(b *testing.B) *lab {
 		b.Fatal(err)
 	}
 	l.undo = append(l.undo, func() { os.RemoveAll(l.dir) })
-	l.sh(b, "", "ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward")
+	if err := os.Chmod(l.dir, 0o711); err != nil { // some of the others are not root
+		b.Fatal(err)
+	}
+	l.sh(b, "", "ip link set lo up; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 10000 65535 >/proc/sys/net/ipv4/ip_local_port_range")
 	l.namespace(b, "srv", "10.9.0")
-	l.sh(b, "srv", "ip addr add 198.51.100.7/32 dev lo; ip addr add 198.51.100.53/32 dev lo")
+	l.sh(b, "srv", "ip route add local 198.51.100.0/24 dev lo")
 	l.sh(b, "", "ip route add 198.51.100.0/24 via 10.9.0.2")
-	l.role(b, "srv", "server "+server)
+	l.certify(b)
+	l.role(b, "srv", "server "+port)
+	l.role(b, "srv", "https "+securePort+" "+filepath.Join(l.dir, "server.pem"))
 	l.role(b, "srv", "names "+resolver)
 	for i, name := range []string{"direct", "weir"} {
 		l.namespace(b, name, fmt.Sprintf("10.10.%d", i))
-		l.ways = append(l.ways, way{name: name, namespace: name})
+		l.ways = append(l.ways, way{name: name, namespace: name, server: serverAddr, does: relays | requests | inspects, roots: filepath.Join(l.dir, "outside.pem")})
 	}
 	l.build(b)
 	l.startDaemon(b)
@@ -153,21 +178,21 @@ func (l *lab) startDaemon(b *testing.B) {
 		b.Fatal(err)
 	}
 	config := filepath.Join(l.dir, "config.yaml")
-	text := "dns: {upstreams: [198.51.100.53]}\nruntimes: [" + l.dir + "/none.sock]\nlimits: {connections_per_second: 1000000, connections: 100000, dns_queries_per_second: 10000000, dns_new_names: 100000000}\n"
+	text := "dns: {upstreams: [198.51.100.53]}\nruntimes: [" + l.dir + "/none.sock]\ntls: {extra_roots: [" + l.dir + "/outside.pem]}\nlimits: {connections_per_second: 1000000, connections: 100000, dns_queries_per_second: 10000000, dns_new_names: 100000000}\n"
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	l.socket = filepath.Join(data, "weir.sock")
-	log, err := os.Create(filepath.Join(l.dir, "log"))
-	if err != nil {
+	policy := filepath.Join(l.dir, "policy.yaml")
+	if err := os.WriteFile(policy, []byte(inspected), 0o600); err != nil {
 		b.Fatal(err)
 	}
+	l.socket = filepath.Join(data, "weir.sock")
 	l.daemon = exec.Command(l.weir, "serve", "--config", config, "--data-dir", data, "--socket", l.socket, "--http", "off")
-	l.daemon.Stderr = log
+	l.log(b, l.daemon, "weir")
 	l.start(b, l.daemon)
-	wait(b, "the daemon", func() bool { return exec.Command(l.weir, "ps", "--socket", l.socket).Run() == nil })
-	run(b, l.weir, "attach", "netns:/run/netns/"+l.prefix+"weir", "--ttl", "24h", "--allow", serverAddr, "--allow", "*.example.com", "--socket", l.socket)
-	l.ways[1].proxy = l.daemon
+	l.wait(b, "weir", func() bool { return exec.Command(l.weir, "ps", "--socket", l.socket).Run() == nil })
+	run(b, l.weir, "attach", "netns:/run/netns/"+l.prefix+"weir", "--ttl", "24h", "--allow", serverAddr, "--allow", "*.example.com", "--policy", policy, "--socket", l.socket)
+	l.ways[1].proxy, l.ways[1].roots = []*exec.Cmd{l.daemon}, filepath.Join(data, "ca.pem")
 }
 
 func run(b *testing.B, args ...string) {
@@ -177,40 +202,20 @@ func run(b *testing.B, args ...string) {
 	}
 }
 
-// startPeers starts what this machine has of others.
-func (l *lab) startPeers(b *testing.B) {
+// log keeps what a program says.
+func (l *lab) log(b *testing.B, c *exec.Cmd, name string) {
 	b.Helper()
-	for i, p := range []struct{ name, config string }{
-		{"haproxy", "global\n maxconn 9000\ndefaults\n mode tcp\n timeout client 1h\n timeout server 1h\n timeout connect 5s\n" +
-			"frontend in\n bind :PORT\n default_backend out\nbackend out\n option transparent\n"},
-		{"sing-box", `{"log":{"level":"error"},"inbounds":[{"type":"redirect","listen":"0.0.0.0","listen_port":PORT}],"outbounds":[{"type":"direct"}]}`},
-	} {
-		binary := peer(p.name)
-		if binary == "" {
-			continue
-		}
-		l.namespace(b, p.name, fmt.Sprintf("10.11.%d", i))
-		port := strconv.Itoa(7100 + i)
-		config := filepath.Join(l.dir, p.name+".conf")
-		if err := os.WriteFile(config, []byte(strings.ReplaceAll(p.config, "PORT", port)), 0o644); err != nil {
-			b.Fatal(err)
-		}
-		args := map[string][]string{"haproxy": {"-db", "-f", config}, "sing-box": {"run", "-c", config}}[p.name]
-		l.sh(b, "", fmt.Sprintf(`nft "add table ip peer%[1]d; add chain ip peer%[1]d pre { type nat hook prerouting priority dstnat; }; add rule ip peer%[1]d pre iifname v-%[2]s ip protocol tcp redirect to :%[3]s"`, i, p.name, port))
-		cmd := exec.Command(binary, args...)
-		l.start(b, cmd)
-		l.ways = append(l.ways, way{p.name, p.name, cmd})
+	log, err := os.Create(filepath.Join(l.dir, name+".log"))
+	if err != nil {
+		b.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond) // they say nothing when they are ready
+	c.Stdout, c.Stderr = log, log
 }
 
-// peer is where another program is, or "".
-func peer(name string) string {
-	if path, set := os.LookupEnv("WEIR_BENCH_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))); set {
-		return path // "": not to be measured
-	}
-	path, _ := exec.LookPath(name)
-	return path
+// said is what it said.
+func (l *lab) said(name string) string {
+	text, _ := os.ReadFile(filepath.Join(l.dir, name+".log")) // there is none of the direct way
+	return string(text)
 }
 
 // start starts a program that ends with the lab.
@@ -256,15 +261,14 @@ func (l *lab) command(ctx context.Context, namespace, role string) *exec.Cmd {
 	return c
 }
 
-// client runs a job in a namespace and returns the numbers that it printed.
-func (l *lab) client(b *testing.B, namespace, addr, job string, n int) []float64 {
+// client runs a job in a namespace, whose client trusts roots if it speaks TLS, and returns the numbers that it printed.
+func (l *lab) client(b *testing.B, namespace, addr, job string, n int, roots ...string) []float64 {
 	b.Helper()
 	ctx, cancel := context.WithTimeout(b.Context(), 2*time.Minute)
 	defer cancel()
-	out, err := l.command(ctx, namespace, fmt.Sprintf("client %s %s %d", addr, job, n)).Output()
+	out, err := l.command(ctx, namespace, fmt.Sprintf("client %s %s %d %s", addr, job, n, strings.Join(roots, " "))).Output()
 	if err != nil {
-		log, _ := os.ReadFile(l.dir + "/log")
-		b.Fatalf("%s in %s: %v\n%s", job, namespace, err, log)
+		b.Fatalf("%s in %s: %v\n%s", job, namespace, err, l.said(namespace))
 	}
 	return numbers(b, string(out))
 }
@@ -290,49 +294,55 @@ func (l *lab) sh(b *testing.B, namespace, script string) {
 	run(b, args...)
 }
 
-func wait(b *testing.B, what string, done func() bool) {
+func (l *lab) wait(b *testing.B, name string, done func() bool) {
 	b.Helper()
 	for end := time.Now().Add(patience); !done(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			b.Fatal(what, " is not there")
+			b.Fatalf("%s is not there\n%s", name, l.said(name))
 		}
 	}
 }
 
-// cpu is what a process has used so far, in seconds, in user mode and in the
-// kernel. nil: nothing.
-func cpu(b *testing.B, c *exec.Cmd) (user, kernel float64) {
+// cpu is what processes have used so far, in seconds, in user mode and in the
+// kernel.
+func cpu(b *testing.B, list []*exec.Cmd) (user, kernel float64) {
 	b.Helper()
-	if c == nil {
-		return 0, 0
+	for _, c := range list {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Process.Pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(text), ") ")
+		fields := strings.Fields(rest)
+		used := numbers(b, fields[11]+" "+fields[12])
+		user, kernel = user+used[0]/100, kernel+used[1]/100 // USER_HZ
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Process.Pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(text), ") ")
-	fields := strings.Fields(rest)
-	used := numbers(b, fields[11]+" "+fields[12])
-	return used[0] / 100, used[1] / 100 // USER_HZ
+	return user, kernel
 }
 
-// resident is the memory of a process in bytes.
-func resident(b *testing.B, c *exec.Cmd) float64 {
+// resident is the memory of processes in bytes.
+func resident(b *testing.B, list []*exec.Cmd) (bytes float64) {
 	b.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", c.Process.Pid))
-	if err != nil {
-		b.Fatal(err)
+	for _, c := range list {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", c.Process.Pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		bytes += numbers(b, string(text))[1] * float64(os.Getpagesize())
 	}
-	return numbers(b, string(text))[1] * float64(os.Getpagesize())
+	return bytes
 }
 
-func descriptors(b *testing.B, c *exec.Cmd) float64 {
+func descriptors(b *testing.B, list []*exec.Cmd) (n float64) {
 	b.Helper()
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.Process.Pid))
-	if err != nil {
-		b.Fatal(err)
+	for _, c := range list {
+		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.Process.Pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		n += float64(len(open))
 	}
-	return float64(len(list))
+	return n
 }
 
 // slab is the kernel's own memory, of the whole machine, in bytes.

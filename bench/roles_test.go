@@ -20,7 +20,9 @@ import (
 //
 //	server ADDR        serves TCP until its input ends
 //	names ADDR         answers every DNS question with the server's address
+//	https ADDR FILE    serves HTTP/1.1 in TLS, with the certificate and key in FILE
 //	client ADDR JOB N  prints numbers, one a line
+//	client ADDR JOB N ROOTS  the same in TLS, trusting the certificates in ROOTS
 const roleVariable = "WEIR_BENCH_ROLE"
 
 const (
@@ -40,10 +42,16 @@ func play(role []string) {
 		serve(role[1])
 	case "names":
 		serveNames(role[1])
+	case "https":
+		serveTLS(role[1], role[2])
 	case "client":
 		n, err := strconv.Atoi(role[3])
 		if err != nil {
 			fail(err)
+		}
+		if len(role) > 4 {
+			requestTLS(role[1], role[2], n, role[4])
+			return
 		}
 		client{netip.MustParseAddrPort(role[1])}.run(role[2], n)
 	}
@@ -87,7 +95,10 @@ func serveOne(c net.Conn) {
 		}
 		return
 	}
+	// HTTP, for those in between who read it: exactly answerSize.
+	const head = "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
 	answer := make([]byte, answerSize)
+	copy(answer, fmt.Sprintf(head, answerSize-len(head)-1))
 	for {
 		if _, err = io.ReadFull(c, b[n:]); err == nil {
 			_, err = c.Write(answer)
