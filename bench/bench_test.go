@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// A job is one round of a benchmark: all ways that can do it, one after the other.
+// A job is a benchmark of which each round is all ways that can do it, one after the
+// other.
 type job struct {
 	name  string
 	needs ability // one of them
@@ -41,7 +42,7 @@ func (j job) measure(b *testing.B) {
 				if w.does&j.needs == 0 {
 					continue
 				}
-				got, user, kernel := l.measure(b, w, j)
+				got, user, kernel := l.round(b, w, j)
 				if w.proxy == nil {
 					direct = got
 				}
@@ -84,9 +85,9 @@ func (j job) measure(b *testing.B) {
 	})
 }
 
-// measure does a job once by a way; it returns what the client says, and the
+// round does a job once by a way; it returns what the client says, and the
 // CPU time that was used in between.
-func (l *lab) measure(b *testing.B, w way, j job) (got []float64, user, kernel float64) {
+func (l *lab) round(b *testing.B, w way, j job) (got []float64, user, kernel float64) {
 	b.Helper()
 	if w.name == "weir" && j.needs&(requests|inspects) != 0 {
 		l.client(b, w.namespace, resolver, "cached", 2)

@@ -205,7 +205,7 @@ func run(b *testing.B, args ...string) {
 // log keeps what a program says.
 func (l *lab) log(b *testing.B, c *exec.Cmd, name string) {
 	b.Helper()
-	log, err := os.Create(filepath.Join(l.dir, name+".log"))
+	log, err := os.OpenFile(filepath.Join(l.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		b.Fatal(err)
 	}
