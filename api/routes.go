@@ -125,9 +125,11 @@ func (s *Server) health(context.Context, *struct{}) (*out[Health], error) {
 	}, nil)
 }
 
-func (s *Server) upgrade(context.Context, *struct{}) (*struct{}, error) {
+func (s *Server) upgrade(ctx context.Context, _ *struct{}) (*struct{}, error) {
 	// The answer goes out before the server ends: Serve lets requests finish.
-	s.Upgrade()
+	if err := s.Upgrade(ctx); err != nil {
+		return nil, answer(&session.Error{Kind: session.Conflict, Err: err})
+	}
 	return nil, nil
 }
 

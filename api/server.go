@@ -50,8 +50,9 @@ type Server struct {
 	// Dashboard, over TCP only, answers what is not the API's, and knows the
 	// browsers that have logged in; nil: there is none.
 	Dashboard Dashboard
-	// Upgrade has the daemon replaced by the program that its binary is now.
-	Upgrade func()
+	// Upgrade has the daemon replaced by the program that its binary is now. An
+	// error says why that would not run; nothing has happened then.
+	Upgrade func(ctx context.Context) error
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 

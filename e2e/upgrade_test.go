@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -185,4 +186,44 @@ func TestRestartUnderSystemdDropsNoNewConnection(t *testing.T) {
 	if len(list) != 0 {
 		t.Errorf("still attached: %v", list)
 	}
+}
+
+// What would not start does not get to take the place of what runs.
+func TestUpgradeToWhatDoesNotStartIsRefused(t *testing.T) {
+	w := newWeir(t, "")
+	daemon := filepath.Join(w.dir, "weir")
+	run(t, "cp", weirBinary, daemon)
+	w.binary = daemon
+	w.start()
+	w.binary = weirBinary
+	config := filepath.Join(w.dir, "config.yaml")
+	good, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(file, text string) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(file+".new", []byte(text), 0o755), os.Rename(file+".new", file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(want string) {
+		t.Helper()
+		if out, code := w.try("upgrade"); code != 1 || !strings.Contains(out, "goes on as it is") || !strings.Contains(out, want) {
+			t.Errorf("exit %d: %s", code, out)
+		}
+		if out := w.run("version"); !strings.Contains(out, "daemon") {
+			t.Errorf("the daemon is gone: %s", out)
+		}
+	}
+	replace(config, "limits: {connections: many}\n")
+	refused("many: want a number")
+	replace(config, string(good))
+	replace(daemon, "no program")
+	refused(daemon + " does not run")
+	replace(daemon, "#!/bin/sh\necho it lacks a library >&2; exit 127\n")
+	refused("it lacks a library")
+	run(t, "cp", weirBinary, daemon+".new")
+	run(t, "mv", daemon+".new", daemon)
+	w.run("upgrade")
 }

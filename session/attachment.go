@@ -166,6 +166,7 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 		Policy:    a.policy.Load,
 		Program:   program,
 		Record:    record,
+		Limits:    c.config.RelayLimits,
 		Meter:     c.config.Meter,
 		Now:       c.now,
 	}

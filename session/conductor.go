@@ -49,8 +49,10 @@ type Config struct {
 	Forget func(netns string)
 	// Drain is how long live connections may go on when Run ends.
 	Drain time.Duration
-	// ProxyLimits and DNSLimits bound every container; zero fields are defaults.
+	// ProxyLimits, RelayLimits and DNSLimits bound every container; zero fields
+	// are defaults.
 	ProxyLimits proxy.Limits
+	RelayLimits proxy.RelayLimits
 	DNSLimits   dnsmap.Limits
 	// Questions bounds what people are asked; zero fields are defaults.
 	Questions ask.Limits

@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
 
 	"weir/dnsmap"
 	"weir/proxy"
@@ -36,27 +38,28 @@ type config struct {
 		CRLs []string `yaml:"crls"`
 	} `yaml:"tls"`
 	Events struct {
-		MaxAge  time.Duration `yaml:"max_age"`
-		MaxRows int64         `yaml:"max_rows"`
-		MaxMB   int64         `yaml:"max_mb"`
+		MaxAge  period `yaml:"max_age"`
+		MaxRows count  `yaml:"max_rows"`
+		MaxMB   count  `yaml:"max_mb"`
 		// File is where events are written as well, a line each; "-" is
 		// standard output, nothing means nowhere. Format is json or ocsf. A
 		// file is rotated at FileMB; FileKeep old ones are kept.
 		File     string `yaml:"file"`
 		Format   string `yaml:"format"`
-		FileMB   int    `yaml:"file_mb"`
-		FileKeep int    `yaml:"file_keep"`
+		FileMB   count  `yaml:"file_mb"`
+		FileKeep count  `yaml:"file_keep"`
 	} `yaml:"events"`
 	// Limits hold for each container.
 	Limits struct {
-		Connections          int           `yaml:"connections"`
-		ConnectionsPerSecond int           `yaml:"connections_per_second"`
-		Dialing              int           `yaml:"dialing"`
-		Idle                 time.Duration `yaml:"idle"`
-		UDPAssociations      int           `yaml:"udp_associations"`
-		UDPIdle              time.Duration `yaml:"udp_idle"`
-		DNSQueriesPerSecond  int           `yaml:"dns_queries_per_second"`
-		DNSNewNames          int           `yaml:"dns_new_names"`
+		Connections          count  `yaml:"connections"`
+		ConnectionsPerSecond count  `yaml:"connections_per_second"`
+		Dialing              count  `yaml:"dialing"`
+		Idle                 period `yaml:"idle"`
+		BufferedMB           count  `yaml:"buffered_mb"`
+		UDPAssociations      count  `yaml:"udp_associations"`
+		UDPIdle              period `yaml:"udp_idle"`
+		DNSQueriesPerSecond  count  `yaml:"dns_queries_per_second"`
+		DNSNewNames          count  `yaml:"dns_new_names"`
 	} `yaml:"limits"`
 
 	upstreams []netip.AddrPort
@@ -66,14 +69,6 @@ type config struct {
 // be there.
 func loadConfig(path string) (*config, error) {
 	c := &config{}
-	defer func() {
-		// After reading: a key without a value, and an empty file, mean the default.
-		c.Events.MaxAge = cmp.Or(c.Events.MaxAge, 30*24*time.Hour)
-		c.Events.MaxMB = cmp.Or(c.Events.MaxMB, 1024)
-		c.Events.Format = cmp.Or(c.Events.Format, "json")
-		c.Events.FileMB = cmp.Or(c.Events.FileMB, 100)
-		c.Events.FileKeep = cmp.Or(c.Events.FileKeep, 5)
-	}()
 	file := path
 	if file == "" {
 		file = defaultConfig
@@ -98,24 +93,56 @@ func loadConfig(path string) (*config, error) {
 	if f := c.Events.Format; f != "" && f != "json" && f != "ocsf" {
 		return nil, fmt.Errorf("%s: events.format: %q: want json or ocsf", file, f)
 	}
-	for key, n := range map[string]int64{
-		"events.file_mb": int64(c.Events.FileMB), "events.file_keep": int64(c.Events.FileKeep),
-		"events.max_age": int64(c.Events.MaxAge), "events.max_rows": c.Events.MaxRows, "events.max_mb": c.Events.MaxMB,
-		"limits.connections": int64(c.Limits.Connections), "limits.connections_per_second": int64(c.Limits.ConnectionsPerSecond),
-		"limits.dialing": int64(c.Limits.Dialing), "limits.idle": int64(c.Limits.Idle),
-		"limits.udp_associations": int64(c.Limits.UDPAssociations), "limits.udp_idle": int64(c.Limits.UDPIdle),
-		"limits.dns_queries_per_second": int64(c.Limits.DNSQueriesPerSecond), "limits.dns_new_names": int64(c.Limits.DNSNewNames),
-	} {
-		if n < 0 {
-			return nil, fmt.Errorf("%s: %s: want no negative value; leave it out for the default", file, key)
-		}
-	}
-	for key, d := range map[string]time.Duration{"events.max_age": c.Events.MaxAge, "limits.idle": c.Limits.Idle} {
-		if d > 0 && d < time.Second {
-			return nil, fmt.Errorf("%s: %s: %s is too short; want a duration with a unit, such as 720h or 5m", file, key, d)
-		}
-	}
 	return c, nil
+}
+
+// A count is a number of the configuration, a period a time. Zero means that
+// the key is not there, or has no value, and so the default; it cannot be
+// written, because it could be meant as "nothing" or as "no bound".
+type (
+	count  int64
+	period time.Duration
+)
+
+// most is the largest count: more than any machine has, and so little that
+// nothing overflows.
+const most = 1_000_000_000
+
+// UnmarshalYAML reads a number.
+func (n *count) UnmarshalYAML(node ast.Node) error {
+	if node.Type() == ast.NullType {
+		return nil
+	}
+	i, err := strconv.ParseInt(node.String(), 10, 64)
+	if err != nil || i < 1 || i > most {
+		return unfit(node, "a number from 1 to %d", most)
+	}
+	*n = count(i)
+	return nil
+}
+
+// UnmarshalYAML reads a duration.
+func (p *period) UnmarshalYAML(node ast.Node) error {
+	if node.Type() == ast.NullType {
+		return nil
+	}
+	text, err := strconv.Unquote(node.String())
+	if err != nil {
+		text = node.String()
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Second {
+		return unfit(node, "a second or more with its unit, such as 90s, 5m or 720h")
+	}
+	*p = period(d)
+	return nil
+}
+
+func unfit(node ast.Node, want string, args ...any) error {
+	return &yaml.SyntaxError{
+		Message: fmt.Sprintf("%s: want "+want+"; leave the key out for its default", append([]any{node}, args...)...),
+		Token:   node.GetToken(),
+	}
 }
 
 func parseUpstream(s string) (netip.AddrPort, error) {
@@ -130,17 +157,24 @@ func parseUpstream(s string) (netip.AddrPort, error) {
 }
 
 func (c *config) retention() store.Retention {
-	return store.Retention{MaxAge: c.Events.MaxAge, MaxRows: c.Events.MaxRows, MaxBytes: c.Events.MaxMB << 20}
+	return store.Retention{
+		MaxAge:  time.Duration(cmp.Or(c.Events.MaxAge, period(30*24*time.Hour))),
+		MaxRows: int64(c.Events.MaxRows), MaxBytes: int64(cmp.Or(c.Events.MaxMB, 1024)) << 20,
+	}
 }
 
 func (c *config) proxyLimits() proxy.Limits {
 	return proxy.Limits{
-		Connections: c.Limits.Connections, PerSecond: c.Limits.ConnectionsPerSecond,
-		Dialing: c.Limits.Dialing, Idle: c.Limits.Idle,
-		Associations: c.Limits.UDPAssociations, UDPIdle: c.Limits.UDPIdle,
+		Connections: int(c.Limits.Connections), PerSecond: int(c.Limits.ConnectionsPerSecond),
+		Dialing: int(c.Limits.Dialing), Idle: time.Duration(c.Limits.Idle),
+		Associations: int(c.Limits.UDPAssociations), UDPIdle: time.Duration(c.Limits.UDPIdle),
 	}
 }
 
+func (c *config) relayLimits() proxy.RelayLimits {
+	return proxy.RelayLimits{Buffered: int64(c.Limits.BufferedMB) << 20}
+}
+
 func (c *config) dnsLimits() dnsmap.Limits {
-	return dnsmap.Limits{QueriesPerSecond: c.Limits.DNSQueriesPerSecond, NewNames: c.Limits.DNSNewNames}
+	return dnsmap.Limits{QueriesPerSecond: int(c.Limits.DNSQueriesPerSecond), NewNames: int(c.Limits.DNSNewNames)}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
@@ -27,7 +28,7 @@ func (c *config) export(ctx context.Context, dataDir string, trail *audit.Log, l
 	}
 	var to io.Writer = os.Stdout
 	if c.Events.File != "-" {
-		to = &lumberjack.Logger{Filename: c.Events.File, MaxSize: c.Events.FileMB, MaxBackups: c.Events.FileKeep}
+		to = &lumberjack.Logger{Filename: c.Events.File, MaxSize: int(cmp.Or(c.Events.FileMB, 100)), MaxBackups: int(cmp.Or(c.Events.FileKeep, 5))}
 	}
 	x := &audit.Export{
 		To: to, OCSF: c.Events.Format == "ocsf", Version: version, CursorFile: filepath.Join(dataDir, "events.cursor"),

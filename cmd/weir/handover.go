@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,9 +22,8 @@ import (
 // drainTime is how long live connections may go on when the daemon ends.
 const drainTime = 5 * time.Second
 
-// The four listeners of an attachment are passed from process to process
-// under these names, by systemd's rules (sd_listen_fds(3)): "weir", the
-// namespace, and what it is, joined by dashes.
+// systemd keeps the four listeners of an attachment under these names
+// (sd_listen_fds(3)): "weir", the namespace, and what it is, joined by dashes.
 const (
 	tcpSocket    = "tcp"
 	dnsTCPSocket = "dnstcp"
@@ -37,12 +39,35 @@ func socketFiles(s *redirect.Sockets) map[string]*os.File {
 	return map[string]*os.File{tcpSocket: s.TCP, dnsTCPSocket: s.DNSTCP, dnsUDPSocket: s.DNSUDP, udpSocket: s.UDP}
 }
 
+// handedOver begins the variables that tell the numbers of the listeners that
+// an upgraded daemon leaves to the next: each the namespace's systemd name, and
+// what = number. They are not moved to where systemd would put them, from 3 on:
+// there is what the runtime's threads wait on, which must not change under them.
+const handedOver = "WEIR_LISTENER_"
+
+// inheritedFiles are what systemd's store and the process before us handed over.
+func inheritedFiles() []*os.File {
+	files := activation.Files(true)
+	for _, variable := range os.Environ() {
+		name, number, _ := strings.Cut(variable, "=")
+		what, ours := strings.CutPrefix(name, handedOver)
+		fd, err := strconv.Atoi(number)
+		if !ours || err != nil || fd < 3 {
+			continue
+		}
+		os.Unsetenv(name)
+		unix.CloseOnExec(fd)
+		files = append(files, os.NewFile(uintptr(fd), what))
+	}
+	return files
+}
+
 // inheritedSockets are the listeners that systemd's store or the process
 // before us handed over, by "dev:ino" of their namespace. Sets that are not
 // complete are closed: such containers get new listeners.
 func inheritedSockets(logger *slog.Logger) map[string]*redirect.Sockets {
 	found := map[string]*redirect.Sockets{}
-	for _, f := range activation.Files(true) {
+	for _, f := range inheritedFiles() {
 		parts := strings.Split(f.Name(), "-")
 		if len(parts) != 4 || parts[0] != "weir" {
 			logger.Warn("an inherited file is none of ours", "name", f.Name())
@@ -87,9 +112,12 @@ func newKeeper(logger *slog.Logger) *keeper {
 	return &keeper{address: os.Getenv("NOTIFY_SOCKET"), logger: logger}
 }
 
+// keep takes the place of what was kept for the namespace. FDPOLL=0: what a
+// program in the container does to a socket does not take it out of the store.
 func (k *keeper) keep(netns string, s *redirect.Sockets) {
+	k.forget(netns)
 	for what, f := range socketFiles(s) {
-		k.send("FDSTORE=1\nFDNAME="+socketName(netns, what), f)
+		k.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+socketName(netns, what), f)
 	}
 	s.Close()
 }
@@ -134,6 +162,25 @@ func notify(address, state string, f *os.File) error {
 	return errors.Join(err, sent)
 }
 
+// successor finds out what would keep the next program from starting while
+// this one still serves: a configuration with a mistake, a binary that does not
+// run.
+func successor(ctx context.Context, config string) error {
+	if _, err := loadConfig(config); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, self, "version", "--help").CombinedOutput(); err != nil {
+		return fmt.Errorf("%s does not run: %w: %.200s", self, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
 // become replaces this process by the program that its binary is now, with the
 // listeners. It returns only if that fails.
 func become(sockets map[string]*redirect.Sockets) error {
@@ -141,40 +188,22 @@ func become(sockets map[string]*redirect.Sockets) error {
 	if err != nil {
 		return err
 	}
-	var names []string
-	var files []*os.File
+	env := os.Environ()
 	for netns, s := range sockets {
 		for what, f := range socketFiles(s) {
-			names, files = append(names, socketName(netns, what)), append(files, f)
+			raw, err := f.SyscallConn()
+			if err != nil {
+				return err
+			}
+			var fd int
+			var dupErr error
+			// Without O_CLOEXEC: it goes on.
+			err = raw.Control(func(from uintptr) { fd, dupErr = unix.FcntlInt(from, unix.F_DUPFD, 3) })
+			if err := errors.Join(err, dupErr); err != nil {
+				return fmt.Errorf("handing over listeners: %w", err)
+			}
+			env = append(env, handedOver+socketName(netns, what)+"="+strconv.Itoa(fd))
 		}
 	}
-	// First out of the way, then to their places from 3 on. What is closed
-	// there by that belongs to a process that is about to end.
-	const first = 3
-	var parked []int
-	for _, f := range files {
-		raw, err := f.SyscallConn()
-		if err != nil {
-			return err
-		}
-		var fd int
-		var dupErr error
-		if err := errors.Join(raw.Control(func(from uintptr) {
-			fd, dupErr = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, first+len(files))
-		}), dupErr); err != nil {
-			return fmt.Errorf("handing over listeners: %w", err)
-		}
-		parked = append(parked, fd)
-	}
-	for i, fd := range parked {
-		// Without O_CLOEXEC: these go on.
-		if err := unix.Dup3(fd, first+i, 0); err != nil {
-			return fmt.Errorf("handing over listeners: %w", err)
-		}
-	}
-	env := append(os.Environ(),
-		"LISTEN_PID="+strconv.Itoa(os.Getpid()),
-		"LISTEN_FDS="+strconv.Itoa(len(files)),
-		"LISTEN_FDNAMES="+strings.Join(names, ":"))
 	return fmt.Errorf("start %s: %w", self, syscall.Exec(self, os.Args, env))
 }

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -179,7 +180,7 @@ func TestConfiguration(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("dns: {upstreams: [9.9.9.9, \"[2620:fe::fe]:5353\"]}\nevents: {max_age: 48h, max_mb: 5}\nlimits: {idle: 1m}\n")
+	write("dns: {upstreams: [9.9.9.9, \"[2620:fe::fe]:5353\"]}\nevents: {max_age: 48h, max_mb: 5}\nlimits: {idle: \"1m\", udp_idle: 1h2m}\n")
 	c, err := loadConfig(path)
 	if err != nil {
 		t.Fatal(err)
@@ -191,17 +192,42 @@ func TestConfiguration(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	write("")
-	if c, err = loadConfig(path); err != nil || c.Events.MaxAge != 30*24*time.Hour {
+	if c, err = loadConfig(path); err != nil || c.retention().MaxAge != 30*24*time.Hour {
 		t.Errorf("an empty file: %+v %v", c, err)
 	}
 	write("events:\n")
-	if c, err = loadConfig(path); err != nil || c.Events.MaxMB != 1024 {
+	if c, err = loadConfig(path); err != nil || c.retention().MaxBytes != 1024<<20 {
 		t.Errorf("a key without a value: %+v %v", c, err)
 	}
-	for _, text := range []string{"events: {max_age: 5}\n", "limits: {idle: 30}\n", "events: {max_rows: -1}\n"} {
-		write(text)
-		if c, err := loadConfig(path); err == nil {
-			t.Errorf("%q: no error: %+v", text, c)
+	write("limits: {buffered_mb: 8, connections: , dns_queries_per_second: 1000000000}\n")
+	if c, err = loadConfig(path); err != nil || c.relayLimits().Buffered != 8<<20 || c.proxyLimits().Connections != 0 {
+		t.Errorf("limits: %+v %v", c, err)
+	}
+	// What cannot be meant is refused, with its place and what is wanted.
+	for text, want := range map[string]string{
+		"events: {max_age: 5}":                                  "[1:19] 5: want a second or more with its unit",
+		"events: {max_age: 0}":                                  "[1:19] 0: want a second",
+		"events: {max_rows: -1}":                                "[1:20] -1: want a number",
+		"events: {file_keep: 0}":                                "[1:21] 0: want a number from 1 to 1000000000; leave the key out for its default",
+		"events: {max_mb: 8796093022208}":                       "want a number",
+		"events: {max_mb: 99999999999999999999}":                "want a number",
+		"limits: {idle: 30}":                                    "want a second",
+		"limits: {idle: -5m}":                                   "want a second",
+		"limits: {idle: 300ms}":                                 "want a second",
+		"limits: {udp_idle: 30}":                                "want a second",
+		"limits: {idle: 5 minutes}":                             "5 minutes: want a second",
+		"limits: {idle: [5m]}":                                  "want a second",
+		"limits: {idle: 1d}":                                    "want a second",
+		"limits: {connections: 0}":                              "[1:23] 0: want a number",
+		"limits: {connections: 8k}":                             "8k: want a number",
+		"limits: {connections: 1.5}":                            "1.5: want a number",
+		"limits: {connections: {a: 1}}":                         "want a number",
+		"limits: {dns_queries_per_second: 9223372036854775807}": "want a number",
+		"limits: {buffered_mb: 64MB}":                           "64MB: want a number",
+	} {
+		write(text + "\n")
+		if c, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %+v %v", text, c, err)
 		}
 	}
 }

@@ -132,16 +132,20 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 		Store: st, Log: trail, Runtimes: container.Connect(config.Runtimes...), Upstream: upstream, Logger: logger,
 		Inherited: inheritedSockets(logger), Keep: keeper.keep, Forget: keeper.forget, Drain: drainTime,
 		Authority: authority, Roots: roots, CRLs: crls, Meter: metrics,
-		ControlPorts: ports, ProxyLimits: config.proxyLimits(), DNSLimits: config.dnsLimits(), Retention: config.retention(),
+		ControlPorts: ports, ProxyLimits: config.proxyLimits(), RelayLimits: config.relayLimits(), DNSLimits: config.dnsLimits(), Retention: config.retention(),
 	})
 	if err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	upgrade := func() {
+	upgrade := func(ctx context.Context) error {
+		if err := successor(ctx, o.config); err != nil {
+			return fmt.Errorf("not upgraded, the daemon goes on as it is: %w", err)
+		}
 		conductor.Handover()
 		stop()
+		return nil
 	}
 	server := &api.Server{Upgrade: upgrade, Conductor: conductor, Log: trail, Events: st.Events, Version: version, Metrics: metrics, Token: token, Logger: logger}
 	server.Dashboard = &web.Server{API: server.Client(), Log: trail, Events: st.Events, Token: token, Activity: activity, Version: version, Logger: logger}
