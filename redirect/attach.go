@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Spec describes the capture wanted in one namespace.
@@ -52,6 +54,7 @@ type Attachment struct {
 	lock      lock
 	links     *links
 	conn      *nftables.Conn // in the container's namespace
+	news      news           // of changes to our table
 
 	mu         sync.Mutex
 	done       bool
@@ -101,12 +104,12 @@ func (a *Attachment) install(ctx context.Context, s Spec, undo *undoList) error 
 		return err
 	}
 	undo.add(func() error { a.links.close(); return nil })
-	if a.conn, err = openNFT(a.ns); err != nil {
+	if a.conn, a.news.port, err = openNFT(a.ns); err != nil {
 		return err
 	}
 	undo.add(a.conn.CloseLasting)
 	a.lock = lock{name: s.Name}
-	if a.lock.conn, err = openNFT(a.host); err != nil {
+	if a.lock.conn, _, err = openNFT(a.host); err != nil {
 		return err
 	}
 	undo.add(a.lock.conn.CloseLasting)
@@ -183,12 +186,28 @@ func (a *Attachment) takeLoopbackDown() error {
 	return a.links.takeLoopback()
 }
 
-func openNFT(ns *NetNS) (*nftables.Conn, error) {
-	c, err := nftables.New(nftables.WithNetNSFd(ns.fd()), nftables.AsLasting())
-	if err != nil {
-		return nil, fmt.Errorf("open nftables in namespace %s: %w", ns.ID(), err)
+// openNFT also returns the number that netlink gave to the connection, which
+// nobody else in the namespace can have as long as it is open (netlink(7),
+// nl_pid).
+func openNFT(ns *NetNS) (c *nftables.Conn, port uint32, err error) {
+	number := func(c *netlink.Conn) error {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var name unix.Sockaddr
+		var nameErr error
+		err = raw.Control(func(fd uintptr) { name, nameErr = unix.Getsockname(int(fd)) })
+		if own, ok := name.(*unix.SockaddrNetlink); ok {
+			port = own.Pid
+		}
+		return errors.Join(err, nameErr)
 	}
-	return c, nil
+	c, err = nftables.New(nftables.WithNetNSFd(ns.fd()), nftables.AsLasting(), nftables.WithSockOptions(number))
+	if err != nil {
+		return nil, 0, fmt.Errorf("open nftables in namespace %s: %w", ns.ID(), err)
+	}
+	return c, port, nil
 }
 
 // undoList is what to do when a later step fails, last first.

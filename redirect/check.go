@@ -144,7 +144,7 @@ func upLoopback(ns *NetNS) error {
 }
 
 func tryChain(ns *NetNS, t *nftables.Table, ch chain) error {
-	c, err := openNFT(ns)
+	c, _, err := openNFT(ns)
 	if err != nil {
 		return err
 	}
@@ -212,7 +212,7 @@ func captured(ns *NetNS, f func(l *listeners) error) error {
 		return err
 	}
 	defer l.close()
-	c, err := openNFT(ns)
+	c, _, err := openNFT(ns)
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ func WatchHostAddresses(ctx context.Context, report func([]netip.Addr)) error {
 	g, ctx := errgroup.WithContext(ctx)
 	changed := make(chan struct{}, 1)
 	g.Go(func() error {
-		return follow(ctx, host, unix.NETLINK_ROUTE, []uint32{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR}, changed)
+		return follow(ctx, host, unix.NETLINK_ROUTE, []uint32{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR}, changed, nil)
 	})
 	g.Go(func() error {
 		var last []netip.Addr

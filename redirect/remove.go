@@ -57,7 +57,7 @@ func inHost(host *NetNS, f func(lock) error) (err error) {
 		}
 		defer func() { err = errors.Join(err, host.Close()) }()
 	}
-	conn, err := openNFT(host)
+	conn, _, err := openNFT(host)
 	if err != nil {
 		return err
 	}

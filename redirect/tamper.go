@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -41,7 +42,8 @@ type Tamper struct {
 }
 
 // fingerprint describes each part of our table. Handles are never used twice
-// in a table, so a rule that was taken out and put back shows.
+// in a table, so a rule that was taken out and put back shows; another table with
+// as many rules does not, see news.
 type fingerprint map[string]string
 
 func takeFingerprint(c *nftables.Conn, of *nftables.Table) (fingerprint, error) {
@@ -140,9 +142,11 @@ func (a *Attachment) checkRuleset() ([]Tamper, error) {
 }
 
 // verify compares our table with what was installed and restores it. A table
-// that cannot be listed, because parts disappear meanwhile, counts as changed.
-// When the restoring fails the next look finds the same difference again.
+// that cannot be listed, because parts disappear meanwhile, counts as changed;
+// so does one that somebody changed and that looks as it did. When the restoring
+// fails the next look does it again.
 func (a *Attachment) verify() []Tamper {
+	known := a.news.look()
 	now, err := takeFingerprint(a.conn, a.rules.table)
 	if err != nil {
 		// Once more: a table that was deleted in the middle of it is gone now.
@@ -151,17 +155,25 @@ func (a *Attachment) verify() []Tamper {
 	var what string
 	if err != nil {
 		what = "it changes while it is listed: " + err.Error()
-	} else if what = a.print.differences(now); what == "" {
+	} else if what = a.print.differences(now); what == "" && known == touched {
+		what = "table inet " + tableName + " was changed, and looks as before"
+	}
+	if what == "" && known == untouched {
 		return nil
 	}
-	err = a.restore()
-	return []Tamper{{Time: time.Now(), Kind: Ruleset, What: clean(what), Restored: err == nil, Err: err}}
+	if err = a.restore(); err != nil {
+		a.news.again(known)
+	} else if what == "" {
+		return nil
+	}
+	return []Tamper{{Time: time.Now(), Kind: Ruleset, What: clean(cmp.Or(what, "table inet "+tableName+" is not known to be whole")), Restored: err == nil, Err: err}}
 }
 
 func (a *Attachment) restore() error {
 	if err := a.rules.install(a.conn, a.links.uplinkIndexes(a.interfaces)); err != nil {
 		return err
 	}
+	a.news.put()
 	now, err := takeFingerprint(a.conn, a.rules.table)
 	if err == nil {
 		a.print = now

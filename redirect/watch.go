@@ -34,14 +34,14 @@ func (a *Attachment) Watch(ctx context.Context, report func(Tamper)) error {
 	g, ctx := errgroup.WithContext(ctx)
 	rules, changed := make(chan struct{}, 1), make(chan struct{}, 1)
 	g.Go(func() error {
-		return follow(ctx, a.ns, unix.NETLINK_NETFILTER, []uint32{unix.NFNLGRP_NFTABLES}, rules)
+		return follow(ctx, a.ns, unix.NETLINK_NETFILTER, []uint32{unix.NFNLGRP_NFTABLES}, rules, a.news.take)
 	})
 	g.Go(func() error {
 		groups := []uint32{
 			unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
 		}
-		return follow(ctx, a.ns, unix.NETLINK_ROUTE, groups, changed)
+		return follow(ctx, a.ns, unix.NETLINK_ROUTE, groups, changed, nil)
 	})
 	g.Go(func() error { return a.watch(ctx, rules, changed, report) })
 	if err := g.Wait(); err != nil && !errors.Is(err, ErrClosed) {
@@ -104,7 +104,10 @@ func rest(ctx context.Context, d time.Duration) bool {
 // follow turns the messages of netlink groups into wake-ups until ctx ends,
 // with a rest after each. The channel holds one; more say nothing new. Messages
 // that were lost for want of buffer (ENOBUFS, netlink(7)) are a wake-up too.
-func follow(ctx context.Context, ns *NetNS, family int, groups []uint32, wake chan<- struct{}) error {
+// heard, if it is there, is called before: with nothing when the messages begin
+// to come, then with each lot and the loss of some; true says that a wake-up
+// would come too early, because the rest is on its way.
+func follow(ctx context.Context, ns *NetNS, family int, groups []uint32, wake chan<- struct{}, heard func([]events.Message, error) bool) error {
 	conn, err := events.Dial(family, &events.Config{NetNS: ns.fd()})
 	if err != nil {
 		return fmt.Errorf("open netlink events: %w", err)
@@ -115,6 +118,10 @@ func follow(ctx context.Context, ns *NetNS, family int, groups []uint32, wake ch
 			return fmt.Errorf("join netlink group %d: %w", group, err)
 		}
 	}
+	if heard == nil {
+		heard = func([]events.Message, error) bool { return false }
+	}
+	heard(nil, nil)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
@@ -125,10 +132,14 @@ func follow(ctx context.Context, ns *NetNS, family int, groups []uint32, wake ch
 		if !rest(ctx, restorePause) {
 			return nil
 		}
-		if _, err := conn.Receive(); ctx.Err() != nil {
-			return nil
-		} else if err != nil && !errors.Is(err, unix.ENOBUFS) {
-			return fmt.Errorf("receive netlink events: %w", err)
+		for more := true; more; {
+			messages, err := conn.Receive()
+			if ctx.Err() != nil {
+				return nil
+			} else if err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return fmt.Errorf("receive netlink events: %w", err)
+			}
+			more = heard(messages, err)
 		}
 	}
 }

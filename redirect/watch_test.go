@@ -73,6 +73,8 @@ func TestWatchRestoresRuleset(t *testing.T) {
 		{"nft add set inet weir s '{ type mark; }'", "set s was added"},
 		{"nft delete element inet weir uplinks '{ eth0 }'", "set uplinks was changed"},
 		{"nft add table inet weir '{ flags dormant; }'", "table was changed"},
+		// Over when it is looked for.
+		{"nft 'add chain inet weir c; delete chain inet weir c'", "looks as before"},
 	} {
 		start := time.Now()
 		w.sh("ct", c.do)
@@ -84,6 +86,21 @@ func TestWatchRestoresRuleset(t *testing.T) {
 		if d := cmp.Diff(whole, w.sh("ct", "nft list table inet weir")); d != "" {
 			t.Errorf("%s: the table is another than before:\n%s", c.do, d)
 		}
+	}
+	// Another table with as many rules, whose handles are the same.
+	theirs, _, err := openNFT(w.a.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.CloseLasting()
+	if err := newRuleset(ports{tcp: 1, dnsTCP: 2, dnsUDP: 3, udp: 4}).install(theirs, w.a.links.uplinkIndexes(w.a.interfaces)); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.next(Ruleset); !got.Restored || !strings.Contains(got.What, "looks as before") {
+		t.Errorf("another table: got %+v", got)
+	}
+	if d := cmp.Diff(whole, w.sh("ct", "nft list table inet weir")); d != "" {
+		t.Errorf("the other table is still there:\n%s", d)
 	}
 	echoDst(w.a)
 	if got := w.python("ct", talk+`print(talk(TCP, "198.51.100.1", 443))`); got != "198.51.100.1:443 <nil>" {
