@@ -239,35 +239,65 @@ func TestAHundredAttachmentsAtOnce(t *testing.T) {
 	}
 }
 
-// One that opens connections as fast as it can does not keep others from
-// theirs.
+// One that opens connections as fast as it can is held to its number of them,
+// inspected ones or not, and the others hardly notice.
 func TestAStormOfConnectionsLeavesOthersTheirShare(t *testing.T) {
 	o := newOutside(t)
-	quietEcho(o, "198.51.100.10:7")
-	quietEcho(o, "198.51.100.11:7")
-	w := startPlainWeir(t, "")
+	for _, address := range []string{"198.51.100.10:7", "198.51.100.11:7"} {
+		// Each in a process of its own, or they would be waiting for each other there.
+		load(t, o.name, "echo", address, "-").result()
+	}
+	authority := newAuthority(t)
+	o.addName("shop.example", "198.51.100.12")
+	o.serveHTTP("198.51.100.12:443", greet("shop"), authority.certificate("shop.example"))
+	w := startPlainWeir(t, "tls:\n  extra_roots: ["+authority.file()+"]\n")
 	ns, other := newNamespace(t), newNamespace(t)
 	for _, name := range []string{ns, other} {
 		w.run("attach", "netns:"+name, "--allow", "198.51.100.10:7", "--allow", "198.51.100.11:7")
 	}
+	policy, err := json.Marshal(map[string]string{
+		"policy": "version: 1\nnetwork_policies:\n  shop:\n    endpoints:\n      - {host: shop.example, port: 443, protocol: rest, access: full}\n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, answer := w.api("PUT", "/v1/policies/shop", string(policy)); status/100 != 2 {
+		t.Fatalf("%d %s", status, answer)
+	}
+	if r := load(t, ns, "dns", "shop.example", "1").result(); r.OK != 1 {
+		t.Fatalf("%+v", r)
+	}
 	measure := func() LoadResult {
-		r := load(t, other, "paced", "198.51.100.10:7", "5ms").during(4 * time.Second)
+		r := load(t, other, "paced", "198.51.100.10:7", "5ms").during(2 * time.Second)
 		if r.Refused > 0 || r.OK < 100 {
 			t.Errorf("connections of the other one: %+v", r)
 		}
 		return r
 	}
-	alone := measure()
-	storm := load(t, ns, "storm", "198.51.100.11:7", "64")
-	beside := measure()
-	s := storm.during(0)
-	t.Logf("alone: median %d µs, p99 %d µs; beside %.0f connections a second of another: median %d µs, p99 %d µs: %.1f times",
-		alone.P50, alone.P99, float64(s.OK)/s.Seconds, beside.P50, beside.P99, float64(beside.P99)/float64(alone.P99))
-	// The storm's client and server share the processors with everybody, which
-	// says little on a small machine: what must not be is that others starve.
-	if most := max(20*alone.P99, 200_000); beside.P99 > most {
-		t.Errorf("the other one's p99 rose from %d to %d µs", alone.P99, beside.P99)
+	for _, c := range []struct {
+		target string
+		most   float64 // connections a second
+	}{{"198.51.100.11:7", 1000}, {"shop.example@198.51.100.12:443", 200}} {
+		// Whatever else this machine does comes and goes: one round of some tells.
+		best := 100.0
+		for round := 0; round < 4 && best > 3; round++ {
+			alone := measure()
+			storm := load(t, ns, "storm", c.target, "64")
+			beside := measure()
+			s := storm.during(0)
+			rate, times := float64(s.OK)/s.Seconds, float64(beside.P99)/float64(alone.P99)
+			t.Logf("alone: median %d µs, p99 %d µs; beside %.0f connections a second to %s: median %d µs, p99 %d µs: %.1f times",
+				alone.P50, alone.P99, rate, c.target, beside.P50, beside.P99, times)
+			if best = min(best, times); s.Refused > 0 || rate < c.most/2 || rate > 1.5*c.most {
+				t.Errorf("%.0f connections a second where there may be %.0f: %+v", rate, c.most, s)
+			}
+		}
+		if best > 3 {
+			t.Errorf("the other one's p99 rose %.1f times beside a storm to %s", best, c.target)
+		}
 	}
+	w.waitEvent("netns:"+ns, "that it had to wait", func(e Event) bool {
+		return e.Type == "limit" && e.Verdict == "" && strings.Contains(e.Reason, "limit of 1000 new connections a second reached") && strings.Contains(e.Reason, "had to wait")
+	})
 }
 
 func TestLimitsRefuseTheOneWhoHitsThem(t *testing.T) {

@@ -205,7 +205,7 @@ func (g *gauge) readAll(r io.Reader, most int) (b []byte, taken int64, err error
 func (g *gauge) take(n int64) bool {
 	if g.now.Add(n) > g.most {
 		g.now.Add(-n)
-		g.refused.Add(1)
+		g.hits.Add(1)
 		return false
 	}
 	return true

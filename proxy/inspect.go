@@ -33,6 +33,7 @@ type Inspected struct {
 
 // inspect hands f to the relay.
 func (s *Server) inspect(ctx context.Context, f *flow, dst netip.AddrPort) {
+	s.gauges.charge(inspectedCost)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f.mu.Lock()

@@ -10,15 +10,18 @@ import (
 )
 
 // Limits keep one container from using up the daemon or the host. A zero
-// field means its default. Who hits one is refused at once; one event of type
-// limit a second and limit says how often.
+// field means its default. Who hits one is refused at once, or has to wait where
+// it says so; one event of type limit a second and limit says how often.
 type Limits struct {
 	// Connections is how many may be open at once. Each takes two file
 	// descriptors, and while the receiving side is slow up to 32 KB of
 	// buffers. Default 8192.
 	Connections int
 	// PerSecond is how many new connections a second are taken, with a burst
-	// of as many. Default 20000.
+	// of a fiftieth. The others wait in the kernel: what takes the daemon's time
+	// takes it from other containers, and to be refused takes as much as to be
+	// served. When as many wait as the listener's backlog has room for
+	// (net.core.somaxconn), the kernel answers no more of them. Default 1000.
 	PerSecond int
 	// Dialing is how many may wait for the outside to answer. Default 1024.
 	Dialing int
@@ -29,8 +32,8 @@ type Limits struct {
 	PeekBytes int
 	// Associations is how many pairs of a client and a destination may exchange
 	// datagrams at once. Each takes a file descriptor. As many again that were
-	// refused are remembered for some seconds. They come PerSecond, too, beside
-	// the connections. Default 4096.
+	// refused are remembered for some seconds. As many are new in a second as
+	// there may be connections, beside those; more are refused. Default 4096.
 	Associations int
 	// Datagrams is how many may wait until their association is decided on and
 	// connected, at most 64 KB each; the others are lost. Default 256.
@@ -72,7 +75,7 @@ func (l Limits) withDefaults() Limits {
 		}
 	}
 	fill(&l.Connections, 8192)
-	fill(&l.PerSecond, 20000)
+	fill(&l.PerSecond, 1000)
 	fill(&l.Dialing, 1024)
 	fill(&l.Peeking, 512)
 	fill(&l.PeekBytes, 64<<10)
@@ -100,19 +103,20 @@ func (b *backoff) wait(ctx context.Context) {
 	}
 }
 
-// A gauge counts what is under way against a limit, and who was refused.
+// A gauge counts what is under way against a limit, and who hit it.
 type gauge struct {
-	what    string // "open connections"
-	most    int64
-	now     atomic.Int64
-	refused atomic.Int64
+	what  string // "open connections"
+	most  int64
+	now   atomic.Int64
+	hits  atomic.Int64
+	waits bool // who hits it is not refused, but has to wait
 }
 
 // enter takes a place; who gets true has to leave.
 func (g *gauge) enter() bool {
 	if g.now.Add(1) > g.most {
 		g.now.Add(-1)
-		g.refused.Add(1)
+		g.hits.Add(1)
 		return false
 	}
 	return true
@@ -120,7 +124,7 @@ func (g *gauge) enter() bool {
 
 func (g *gauge) leave() { g.now.Add(-1) }
 
-// full is the reason given to whoever was refused.
+// full is the reason given to whoever hit it.
 func (g *gauge) full() string {
 	if g.most == 0 {
 		return "out of " + g.what
@@ -131,7 +135,7 @@ func (g *gauge) full() string {
 // gauges are the limits that count.
 type gauges struct {
 	connections, dialing, peeking gauge
-	// Of these only the refusals count; the limiter and the kernel say when.
+	// Of these only the hits count; the limiter and the kernel say when.
 	fresh, accepting gauge
 	limiter          *rate.Limiter
 
@@ -144,9 +148,9 @@ func (g *gauges) init(l Limits) {
 	g.connections.what, g.connections.most = "open connections", int64(l.Connections)
 	g.dialing.what, g.dialing.most = "connections waiting for the outside", int64(l.Dialing)
 	g.peeking.what, g.peeking.most = "unfinished first messages", int64(l.Peeking)
-	g.fresh.what, g.fresh.most = "new connections a second", int64(l.PerSecond)
+	g.fresh.what, g.fresh.most, g.fresh.waits = "new connections a second", int64(l.PerSecond), true
 	g.accepting.what = "file descriptors or memory of the daemon"
-	g.limiter = rate.NewLimiter(rate.Limit(l.PerSecond), l.PerSecond)
+	g.limiter = rate.NewLimiter(rate.Limit(l.PerSecond), max(1, l.PerSecond/50))
 
 	g.associations.what, g.associations.most = "open UDP associations", int64(l.Associations)
 	g.remembered.what, g.remembered.most = "refused UDP associations", int64(l.Associations)
@@ -167,17 +171,25 @@ func (g *gauges) udp() []*gauge {
 // admitUDP decides whether another association is taken on.
 func (g *gauges) admitUDP() bool {
 	if !g.limiterUDP.Allow() {
-		g.freshUDP.refused.Add(1)
+		g.freshUDP.hits.Add(1)
 		return false
 	}
 	return g.associations.enter()
 }
 
-// admit decides whether another connection is taken on.
-func (g *gauges) admit() bool {
+// inspectedCost is for how many new connections more one that is inspected
+// counts: two TLS handshakes take the daemon as much time.
+const inspectedCost = 4
+
+// charge counts for n new connections.
+func (g *gauges) charge(n int) { g.limiter.ReserveN(time.Now(), min(n, g.limiter.Burst())) }
+
+// admit waits until another connection may be taken on, and decides whether it
+// is.
+func (g *gauges) admit(ctx context.Context) bool {
 	if !g.limiter.Allow() {
-		g.fresh.refused.Add(1)
-		return false
+		g.fresh.hits.Add(1)
+		g.limiter.Wait(ctx) // fails with ctx only, which whoever accepts looks at
 	}
 	return g.connections.enter()
 }

@@ -184,13 +184,13 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) error {
 		case err != nil:
 			// Out of file descriptors or memory: the connection stays in the
 			// backlog, so try again soon, but do not spin.
-			s.gauges.accepting.refused.Add(1)
+			s.gauges.accepting.hits.Add(1)
 			s.log.Warn("accept failed", "container", s.Container.Name, "error", err)
 			failing.wait(ctx)
 			continue
 		}
 		failing = 0
-		if !s.gauges.admit() {
+		if !s.gauges.admit(ctx) {
 			abort(c)
 			continue
 		}
@@ -263,18 +263,22 @@ func (s *Server) keepHouse(ctx context.Context) {
 // reportLimits records one event for each limit hit since the last time.
 func (s *Server) reportLimits(transport rules.Transport, what string, gauges []*gauge) {
 	for _, g := range gauges {
-		n := g.refused.Swap(0)
+		n := g.hits.Swap(0)
 		if n == 0 {
 			continue
+		}
+		verdict, became := "deny", "refused"
+		if g.waits {
+			verdict, became = "", "had to wait"
 		}
 		s.Record(audit.Event{
 			Time:          s.now(),
 			Type:          audit.Limit,
 			ContainerID:   s.Container.ID,
 			ContainerName: s.Container.Name,
-			Verdict:       "deny",
+			Verdict:       verdict,
 			Transport:     string(transport),
-			Reason:        fmt.Sprintf("%s: %d %s refused", g.full(), n, what),
+			Reason:        fmt.Sprintf("%s: %d %s %s", g.full(), n, what, became),
 		})
 	}
 }

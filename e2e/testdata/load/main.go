@@ -4,11 +4,14 @@
 //	load idle ADDRESS:PORT N        opens N connections and keeps them; the line comes when all are open or refused
 //	load paced ADDRESS:PORT EVERY   a connection with one echo, over and over, one begun every so often
 //	load storm ADDRESS:PORT N       the same from N workers at once, without a pause
+//	load storm NAME@ADDRESS:PORT N  the same with HTTPS requests to a name
+//	load echo ADDRESS:PORT -        is a server for them
 //	load dns NAME N                 asks for N names, in which %d is the number
 //	load names NAME N               the same N times a second, each once
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +20,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,6 +63,12 @@ func main() {
 		n, err := strconv.Atoi(os.Args[3])
 		fail(err)
 		say(run(target, n, 0, stop))
+	case "echo":
+		l, err := net.Listen("tcp", target)
+		fail(err)
+		say(Result{})
+		go echo(l)
+		<-stop
 	case "dns":
 		n, err := strconv.Atoi(os.Args[3])
 		fail(err)
@@ -72,6 +82,19 @@ func main() {
 	}
 }
 
+func echo(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			io.Copy(c, c)
+		}()
+	}
+}
+
 func fail(err error) {
 	if err != nil {
 		say(Result{Error: err.Error()})
@@ -82,16 +105,24 @@ func fail(err error) {
 func say(r Result) { json.NewEncoder(os.Stdout).Encode(r) }
 
 // open connects and has one byte echoed: only that proves a connection. No
-// protocol begins with a zero, so that nobody waits for more.
+// protocol begins with a zero, so that nobody waits for more. Where a name is
+// given it is asked for over HTTPS instead.
 func open(target string) (*net.TCPConn, error) {
-	c, err := net.DialTimeout("tcp", target, patience)
+	name, address, https := strings.Cut(target, "@")
+	if !https {
+		address = target
+	}
+	c, err := net.DialTimeout("tcp", address, patience)
 	if err != nil {
 		return nil, err
 	}
 	c.SetDeadline(time.Now().Add(patience))
-	b := []byte{0}
-	if _, err = c.Write(b); err == nil {
-		_, err = io.ReadFull(c, b)
+	talk, say := c, "\x00"
+	if https {
+		talk, say = tls.Client(c, &tls.Config{ServerName: name, InsecureSkipVerify: true}), "GET / HTTP/1.1\r\nHost: "+name+"\r\n\r\n"
+	}
+	if _, err = io.WriteString(talk, say); err == nil {
+		_, err = io.ReadFull(talk, make([]byte, len(say))) // what answers a request is longer
 	}
 	tcp := c.(*net.TCPConn)
 	tcp.SetLinger(0) // no port stays in use
