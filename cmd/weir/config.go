@@ -163,11 +163,15 @@ func (c *config) retention() store.Retention {
 	}
 }
 
-func (c *config) proxyLimits() proxy.Limits {
+// proxyLimits are those of a daemon that may have so many files open. Where the
+// defaults would let one container take more than half of them they are less: a
+// connection takes two, an association one, a pipe two.
+func (c *config) proxyLimits(files int) proxy.Limits {
 	return proxy.Limits{
-		Connections: int(c.Limits.Connections), PerSecond: int(c.Limits.ConnectionsPerSecond),
+		Connections: int(cmp.Or(c.Limits.Connections, count(min(8192, files/6)))), PerSecond: int(c.Limits.ConnectionsPerSecond),
 		Dialing: int(c.Limits.Dialing), Idle: time.Duration(c.Limits.Idle),
-		Associations: int(c.Limits.UDPAssociations), UDPIdle: time.Duration(c.Limits.UDPIdle),
+		Associations: int(cmp.Or(c.Limits.UDPAssociations, count(min(4096, files/12)))), UDPIdle: time.Duration(c.Limits.UDPIdle),
+		Pipes: min(128, files/24),
 	}
 }
 

@@ -200,8 +200,11 @@ func TestConfiguration(t *testing.T) {
 		t.Errorf("a key without a value: %+v %v", c, err)
 	}
 	write("limits: {buffered_mb: 8, connections: , dns_queries_per_second: 1000000000}\n")
-	if c, err = loadConfig(path); err != nil || c.relayLimits().Buffered != 8<<20 || c.proxyLimits().Connections != 0 {
+	if c, err = loadConfig(path); err != nil || c.relayLimits().Buffered != 8<<20 || c.proxyLimits(1<<20).Connections != 8192 {
 		t.Errorf("limits: %+v %v", c, err)
+	}
+	if l := c.proxyLimits(1200); 2*l.Connections+l.Associations+2*l.Pipes > 600 || l.Connections < 100 {
+		t.Errorf("with few files one container may take them all: %+v", l)
 	}
 	// What cannot be meant is refused, with its place and what is wanted.
 	for text, want := range map[string]string{

@@ -62,7 +62,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	raiseFileLimit(logger)
+	limits := config.proxyLimits(raiseFileLimit(logger))
 	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -132,7 +132,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 		Store: st, Log: trail, Runtimes: container.Connect(config.Runtimes...), Upstream: upstream, Logger: logger,
 		Inherited: inheritedSockets(logger), Keep: keeper.keep, Forget: keeper.forget, Drain: drainTime,
 		Authority: authority, Roots: roots, CRLs: crls, Meter: metrics,
-		ControlPorts: ports, ProxyLimits: config.proxyLimits(), RelayLimits: config.relayLimits(), DNSLimits: config.dnsLimits(), Retention: config.retention(),
+		ControlPorts: ports, ProxyLimits: limits, RelayLimits: config.relayLimits(), DNSLimits: config.dnsLimits(), Retention: config.retention(),
 	})
 	if err != nil {
 		return err
@@ -214,21 +214,25 @@ func listenHTTP(address string) (net.Listener, []uint16, error) {
 	return l, []uint16{own.Port()}, nil
 }
 
-// raiseFileLimit takes all the file descriptors that may be had: each
-// connection needs two.
-func raiseFileLimit(logger *slog.Logger) {
+// raiseFileLimit takes all the file descriptors that may be had, and returns how
+// many: each connection needs two.
+func raiseFileLimit(logger *slog.Logger) int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return
+		logger.Warn("asking for the limit of open files", "error", err)
+		return 1024 // what a process has by default
 	}
 	want := limit
 	want.Max = max(want.Max, 1<<20)
 	want.Cur = want.Max
 	if unix.Setrlimit(unix.RLIMIT_NOFILE, &want) == nil {
-		return
+		return int(want.Cur)
 	}
+	had := limit.Cur
 	limit.Cur = limit.Max
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		logger.Warn("raising the limit of open files", "error", err)
+		return int(had)
 	}
+	return int(limit.Cur)
 }
