@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -116,20 +117,29 @@ func (l *Layer) read(rs []Rule) (list, error) {
 			read = append(read, e)
 		}
 	}
-	sorted := make(list, len(read))
-	for i := range read {
-		sorted[i] = &read[i]
+	return inOrder(read), nil
+}
+
+// inOrder are entries in the order of precedence. They are not looked at while
+// they are sorted: that there are many is felt by the processor's cache.
+func inOrder(entries []entry) list {
+	type key struct {
+		rank  rank
+		order int64
+		i     int // which is also the order of their places
 	}
-	slices.SortFunc(sorted, func(a, b *entry) int {
-		switch {
-		case a.before(b):
-			return -1
-		case b.before(a):
-			return 1
-		}
-		return 0
+	keys := make([]key, len(entries))
+	for i := range entries {
+		keys[i] = key{entries[i].rank, entries[i].rule.Order, i}
+	}
+	slices.SortFunc(keys, func(a, b key) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.order, b.order), a.i-b.i)
 	})
-	return sorted, nil
+	sorted := make(list, len(entries))
+	for i, k := range keys {
+		sorted[i] = &entries[k.i]
+	}
+	return sorted
 }
 
 // BuiltinLayer returns the rules that every container has: its own loopback,
