@@ -49,20 +49,17 @@ type flow struct {
 	release context.CancelFunc // ends a relay; nil without one
 }
 
-// register makes a flow of an accepted connection; false after Shutdown.
-func (s *Server) register(c *net.TCPConn) (*flow, bool) {
+// register makes a flow of an accepted connection.
+func (s *Server) register(c *net.TCPConn) *flow {
 	f := &flow{c: c}
 	s.start(&f.record, rules.TCP, addrPort(c.RemoteAddr()))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing {
-		return nil, false
-	}
 	s.lastID++
 	f.id = s.lastID
 	s.flows[f.id] = f
 	s.handlers.Add(1)
-	return f, true
+	return f
 }
 
 // unregister forgets a flow whose event is recorded.

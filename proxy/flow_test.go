@@ -263,6 +263,27 @@ func TestShutdown(t *testing.T) {
 		t.Errorf("%d events when Shutdown returned", len(w.events))
 	}
 
+	// What was accepted and still has to wait for its turn is served, too.
+	w = newWorld(t, func(s *Server) { s.Limits.PerSecond = 5 }, allow("203.0.113.7"))
+	w.site(siteA, echo)
+	c = w.open("hello")
+	late := w.client()
+	for w.srv.gauges.fresh.hits.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	go func() { ended <- w.srv.Shutdown(context.Background()) }()
+	for !w.srv.stopping() {
+		time.Sleep(time.Millisecond)
+	}
+	if isCut(t, late) {
+		t.Error("cut while it waited")
+	}
+	c.Close()
+	late.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+
 	w = newWorld(t, nil, allow("203.0.113.7"))
 	w.site(siteA, echo)
 	c = w.open("hello")

@@ -96,7 +96,7 @@ type Server struct {
 	lastID   uint64
 	closing  bool
 	listener *net.TCPListener
-	handlers sync.WaitGroup // one per accepted connection; added to under mu while not closing
+	handlers sync.WaitGroup // one per accepted connection; added to before served is closed
 	served   chan struct{}  // closed when Serve's loop has ended; nil before Serve
 	udp      udpSide
 }
@@ -169,19 +169,17 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) error {
 	for failing := backoff(0); ; {
 		c, err := l.AcceptTCP()
 		switch {
-		case s.stopping():
-			if err == nil {
-				abort(c)
-			}
-			return nil
 		case ctx.Err() != nil:
 			if err == nil {
 				abort(c)
 			}
 			return ctx.Err()
+		case err == nil: // even when stopping: it is drained like those before
+		case s.stopping():
+			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept: %w", err)
-		case err != nil:
+		default:
 			// Out of file descriptors or memory: the connection stays in the
 			// backlog, so try again soon, but do not spin.
 			s.gauges.accepting.hits.Add(1)
@@ -194,13 +192,7 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) error {
 			abort(c)
 			continue
 		}
-		f, ok := s.register(c)
-		if !ok {
-			s.gauges.connections.leave()
-			abort(c)
-			continue
-		}
-		go s.handle(ctx, f)
+		go s.handle(ctx, s.register(c))
 	}
 }
 
