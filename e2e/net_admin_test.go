@@ -368,3 +368,35 @@ func TestInterfacesOnTheHostsAreRemoved(t *testing.T) {
 		t.Errorf("its own is gone: %s", out)
 	}
 }
+
+// What root in the container does to the listeners themselves takes its own
+// egress, is on record, and does not last.
+func TestListenersThatAreDestroyedAreOpenedAgain(t *testing.T) {
+	o := newOutside(t)
+	hello(o, "198.51.100.10:80")
+	o.echoUDP("198.51.100.10:7")
+	o.addName("shop.example", "198.51.100.10")
+	seen := o.watch(canary4)
+	w := startWeir(t, "")
+	box := newBox(t, "--cap-add", "NET_ADMIN")
+	w.run("attach", box.Name, "--allow", "shop.example:80", "--allow", "198.51.100.10:7/udp")
+	for _, destroy := range []string{"ss -K -l -t", "ss -K -u -a"} {
+		if out, ok := box.curl("http://shop.example/"); !ok {
+			t.Fatalf("before %s: %s", destroy, out)
+		}
+		before := len(w.events(box.Name, "--type", "tamper"))
+		box.sh(destroy)
+		box.curl("-m", "1", "http://"+canary4+"/")
+		eventually(t, destroy+" is on record", func() bool {
+			list := w.events(box.Name, "--type", "tamper")
+			return len(list) > before && strings.Contains(list[len(list)-1].Reason, "was destroyed")
+		})
+		eventually(t, "what is allowed is reached after "+destroy, func() bool {
+			_, ok := box.curl("-m", "2", "http://shop.example/")
+			return ok && box.askUDP("198.51.100.10", 7, 1) == "echo"
+		})
+	}
+	if packets := seen(); len(packets) > 0 {
+		t.Errorf("%d packets reached the canary", len(packets))
+	}
+}

@@ -110,3 +110,25 @@ func TestLabelsAttachAndContainersComeBack(t *testing.T) {
 		t.Errorf("the trail of a removed container is gone")
 	}
 }
+
+// A container belongs to one daemon, and comes free for the next when that ends.
+func TestASecondDaemonDoesNotTakeWhatTheFirstHolds(t *testing.T) {
+	o := newOutside(t)
+	hello(o, "198.51.100.10:80")
+	first, second := startWeir(t, ""), startWeir(t, "")
+	box := newBox(t)
+	first.run("attach", box.Name, "--allow", "198.51.100.10:80")
+	for range 2 {
+		if out, code := second.try("attach", box.Name); code != 1 || !strings.Contains(out, "another daemon") || !strings.Contains(out, "--socket") {
+			t.Errorf("the second attaches it: exit %d, %s", code, out)
+		}
+	}
+	if out, ok := box.curl("http://198.51.100.10/"); !ok {
+		t.Errorf("the first does not serve it any more: %s", out)
+	}
+	first.run("detach", box.Name)
+	second.run("attach", box.Name, "--allow", "198.51.100.10:80")
+	if out, ok := box.curl("http://198.51.100.10/"); !ok {
+		t.Errorf("the second does not serve it: %s", out)
+	}
+}

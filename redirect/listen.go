@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -164,6 +165,55 @@ func (l *listeners) ports() ports {
 		dnsUDP: uint16(l.dnsUDP.LocalAddr().(*net.UDPAddr).Port),
 		udp:    uint16(l.udp.conn.LocalAddr().(*net.UDPAddr).Port),
 	}
+}
+
+// checkListeners reports those that a program with CAP_NET_ADMIN in the namespace
+// destroyed. They stay open, and nothing comes any more.
+func (a *Attachment) checkListeners() ([]Tamper, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.done {
+		return nil, ErrClosed
+	}
+	ports := a.listeners.ports()
+	var found []Tamper
+	for _, l := range []struct {
+		what string
+		port uint16
+		conn syscall.Conn
+	}{
+		{"TCP", ports.tcp, a.listeners.tcp}, {"DNS over TCP", ports.dnsTCP, a.listeners.dnsTCP},
+		{"DNS", ports.dnsUDP, a.listeners.dnsUDP}, {"UDP", ports.udp, a.listeners.udp.conn},
+	} {
+		hears := false // if its server has given up and closed it
+		raw, err := l.conn.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { hears = listens(int(fd), l.port) })
+		}
+		if err != nil || !hears {
+			found = append(found, Tamper{
+				Time: time.Now(), Kind: Deaf, What: "the listener for " + l.what + " was destroyed",
+				Err: errors.New("it has to be opened anew; until then the container has no egress"),
+			})
+		}
+	}
+	return found, nil
+}
+
+// listens reports whether a socket still has its port, and a TCP socket still
+// accepts connections.
+func listens(fd int, port uint16) bool {
+	if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil && kind == unix.SOCK_STREAM {
+		accepts, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		return err != nil || accepts != 0
+	}
+	switch name, _ := unix.Getsockname(fd); name := name.(type) {
+	case *unix.SockaddrInet4:
+		return name.Port == int(port)
+	case *unix.SockaddrInet6:
+		return name.Port == int(port)
+	}
+	return true
 }
 
 // close closes what its servers have not closed already.

@@ -26,6 +26,9 @@ const (
 	AddressChange TamperKind = "address"
 	// Routing: what leads captured datagrams to lo was changed.
 	Routing TamperKind = "routing"
+	// Deaf: a listener was destroyed (SOCK_DESTROY, sock_diag(7)). Nothing is
+	// restored; it takes a new Install. Told every five seconds.
+	Deaf TamperKind = "deaf"
 	// HostLock: the lock in the host's namespace was changed.
 	HostLock TamperKind = "host-lock"
 )

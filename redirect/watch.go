@@ -53,13 +53,16 @@ func (a *Attachment) Watch(ctx context.Context, report func(Tamper)) error {
 func (a *Attachment) watch(ctx context.Context, rules, changed <-chan struct{}, report func(Tamper)) error {
 	tick := time.NewTicker(recheck)
 	defer tick.Stop()
-	all := []func() ([]Tamper, error){a.checkInterfaces, a.checkRuleset, a.checkSteering, a.checkHostLock}
+	all := []func() ([]Tamper, error){a.checkInterfaces, a.checkRuleset, a.checkSteering, a.checkHostLock, a.checkListeners}
 	checks := all // what happened before the events were subscribed to
 	failures := 0
 	for {
 		began, failed := time.Now(), error(nil)
 		for _, check := range checks {
 			found, err := check()
+			if ctx.Err() != nil {
+				return nil // servers that end close their listeners
+			}
 			for _, t := range found {
 				report(t)
 			}

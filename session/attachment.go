@@ -33,6 +33,7 @@ type attachment struct {
 	since    time.Time
 	stored   store.Attachment // from an earlier daemon; zero once it was live
 	failed   bool             // to attach while its container ran; guarded by the Conductor's mu
+	deaf     bool             // its listeners were destroyed; guarded by the Conductor's mu
 
 	policy     atomic.Pointer[rules.Policy]
 	denied     atomic.Int64
@@ -45,6 +46,7 @@ type attachment struct {
 type live struct {
 	forget   func() // the listeners need not be kept any longer
 	netns    *redirect.NetNS
+	claim    *claim
 	kernel   *redirect.Attachment
 	names    *dnsmap.Table
 	dns      *dnsmap.Server
@@ -89,17 +91,21 @@ func (c *Conductor) open(ctx context.Context, a *attachment, found container.Con
 	if err != nil {
 		return nil, err
 	}
+	held, err := claimNetNS(ns.ID())
+	if err != nil {
+		return nil, &Error{Conflict, errors.Join(err, ns.Close())}
+	}
 	programs, err := container.OpenPrograms(file, func() []int { return c.mainProcesses(found) })
 	if err != nil {
-		return nil, errors.Join(err, ns.Close())
+		return nil, errors.Join(err, held.giveUp(), ns.Close())
 	}
 	kernel, err := redirect.Install(ctx, ns, redirect.Spec{
 		Name: LockName(a.ID), Sockets: c.inherited(ns.ID()), Evict: found.HostNetAdmin,
 	})
 	if err != nil {
-		return nil, errors.Join(err, programs.Close(), ns.Close())
+		return nil, errors.Join(err, programs.Close(), held.giveUp(), ns.Close())
 	}
-	l := &live{forget: func() { c.forgetSockets(ns.ID()) }, netns: ns, kernel: kernel, programs: programs, again: make(chan struct{}, 1), closed: kernel.Closed()}
+	l := &live{forget: func() { c.forgetSockets(ns.ID()) }, netns: ns, claim: held, kernel: kernel, programs: programs, again: make(chan struct{}, 1), closed: kernel.Closed()}
 	l.names = &dnsmap.Table{Now: c.now}
 	placeholders := &dnsmap.Placeholders{Now: c.now}
 	var entries []dnsmap.Entry
@@ -256,6 +262,11 @@ func (c *Conductor) watch(ctx context.Context, a *attachment, kernel *redirect.A
 // tampered records that somebody changed the capture from inside.
 func (c *Conductor) tampered(a *attachment, t redirect.Tamper) {
 	reason := t.What
+	if t.Kind == redirect.Deaf {
+		c.mu.Lock()
+		a.deaf = true // seen by retry
+		c.mu.Unlock()
+	}
 	switch {
 	case t.Restored:
 		reason += "; restored"
@@ -279,13 +290,13 @@ func (l *live) stop() {
 func (l *live) close() error {
 	l.stop()
 	l.forget()
-	return errors.Join(l.kernel.Close(), l.programs.Close(), l.netns.Close())
+	return errors.Join(l.kernel.Close(), l.programs.Close(), l.claim.giveUp(), l.netns.Close())
 }
 
 // release leaves the container locked in.
 func (l *live) release() error {
 	l.stop()
-	return errors.Join(l.kernel.Release(), l.programs.Close(), l.netns.Close())
+	return errors.Join(l.kernel.Release(), l.programs.Close(), l.claim.giveUp(), l.netns.Close())
 }
 
 // storedNames is a container's table of names as it is stored, so that a

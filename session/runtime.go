@@ -184,8 +184,9 @@ func (c *Conductor) start(ctx context.Context, found container.Container) error 
 }
 
 // retry attaches what was to be attached, or detached, and could not be when
-// its container or the daemon started.
+// its container or the daemon started, and anew what lost its listeners.
 func (c *Conductor) retry(ctx context.Context) {
+	c.releaseDeaf()
 	var failed []string
 	c.mu.Lock()
 	for id, a := range c.attachments {
@@ -206,6 +207,25 @@ func (c *Conductor) retry(ctx context.Context) {
 		if err != nil {
 			c.logger.Error("attaching a container again", "container", id, "error", err)
 		}
+	}
+}
+
+// releaseDeaf makes attachments whose listeners were destroyed ones that could
+// not be attached. Their containers stay locked in.
+func (c *Conductor) releaseDeaf() {
+	c.attaching.Lock()
+	defer c.attaching.Unlock()
+	var deaf []*attachment
+	c.mu.Lock()
+	for _, a := range c.attachments {
+		if a.live != nil && a.deaf {
+			a.deaf, a.failed = false, true
+			deaf = append(deaf, a)
+		}
+	}
+	c.mu.Unlock()
+	for _, a := range deaf {
+		c.dropForTakeover(a)
 	}
 }
 
