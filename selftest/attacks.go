@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,7 +21,11 @@ import (
 // be tried at all. What it reached over a socket of its own it reports as got.
 type attack struct {
 	name string
-	try  func(t target) (got bool, err error)
+	try  func() (got bool, err error)
+	// event is what the daemon has to record of it. The zero value says that
+	// there is none: the rules in the namespace or the lock on the host drop such
+	// packets, and nobody is asked.
+	event expected
 }
 
 // target is what an attack aims at.
@@ -34,39 +39,67 @@ type target struct {
 
 const patience = 700 * time.Millisecond
 
-var attacks = []attack{
-	{"TCP to an address no rule allows", func(t target) (bool, error) { return dial("tcp", t.canary, t.open, 0) }},
-	{"the same over IPv6", func(t target) (bool, error) { return dial("tcp", t.canary6, t.open, 0) }},
-	{"the same as an IPv4-mapped IPv6 address", func(t target) (bool, error) {
-		return mapped(t.canary, t.open)
-	}},
-	{"TCP with every mark set (SO_MARK)", func(t target) (bool, error) { return dial("tcp", t.canary, t.open, -1) }},
-	{"cloud metadata", func(t target) (bool, error) {
-		return dial("tcp", netip.AddrFrom4([4]byte{169, 254, 169, 254}), 80, 0)
-	}},
-	{"a service of the host", func(t target) (bool, error) { return dial("tcp", t.host, t.open, 0) }},
-	{"DNS straight to an outside server, UDP", func(t target) (bool, error) { return false, send("udp", t.canary, 53) }},
-	{"DNS straight to an outside server, TCP", func(t target) (bool, error) { return false, ignore(dial("tcp", t.canary, 53, 0)) }},
-	{"UDP (QUIC, DoQ)", func(t target) (bool, error) { return false, send("udp", t.canary, 443) }},
-	{"UDP over IPv6", func(t target) (bool, error) { return false, send("udp", t.canary6, 443) }},
-	{"multicast (mDNS)", func(t target) (bool, error) {
-		return false, send("udp", netip.AddrFrom4([4]byte{224, 0, 0, 251}), 5353)
-	}},
-	{"ICMP echo with a payload", func(t target) (bool, error) { return false, raw(t.canary, unix.IPPROTO_ICMP, []byte{8, 0, 0, 0}) }},
-	{"a protocol of its own (GRE)", func(t target) (bool, error) { return false, raw(t.canary, unix.IPPROTO_GRE, nil) }},
-	{"frames past the kernel (AF_PACKET)", func(t target) (bool, error) { return false, frames(t, 0) }},
-	{"frames past the queue as well (PACKET_QDISC_BYPASS)", func(t target) (bool, error) { return false, frames(t, 1) }},
-	{"frames straight to the driver (AF_XDP)", func(t target) (bool, error) { return false, express(t) }},
-	{"an address of its own choice", otherAddress},
-	{"the rules in the namespace flushed", flushed},
+var (
+	metadata  = netip.AddrFrom4([4]byte{169, 254, 169, 254})
+	multicast = netip.AddrFrom4([4]byte{224, 0, 0, 251})
+)
+
+// attacks are all of them against one target.
+func attacks(t target) []attack {
+	tcp := func(to netip.Addr, port uint16, mark int) func() (bool, error) {
+		return func() (bool, error) { return dial("tcp", to, port, mark, words) }
+	}
+	udp := func(to netip.Addr, port uint16) func() (bool, error) {
+		return func() (bool, error) { return false, send(to, port, words) }
+	}
+	return []attack{
+		{"TCP to an address no rule allows", tcp(t.canary, t.open, 0), refusal("tcp", t.canary)},
+		{"the same over IPv6", tcp(t.canary6, t.open, 0), refusal("tcp", t.canary6)},
+		{"the same as an IPv4-mapped IPv6 address", func() (bool, error) { return mapped(t.canary, t.open) }, refusal("tcp", t.canary)},
+		{"TCP with every mark set (SO_MARK)", tcp(t.canary, t.open, -1), refusal("tcp", t.canary)},
+		{"cloud metadata", tcp(metadata, 80, 0), refusal("tcp", metadata)},
+		{"a service of the host", tcp(t.host, t.open, 0), refusal("tcp", t.host)},
+		{"DNS straight to an outside server, UDP", func() (bool, error) {
+			return false, send(t.canary, 53, question())
+		}, expected{kind: "dns", transport: "udp", host: asked}},
+		{"DNS straight to an outside server, TCP", func() (bool, error) {
+			q := question()
+			// Weir itself may answer; whether the outside saw it is counted.
+			_, err := dial("tcp", t.canary, 53, 0, append([]byte{0, byte(len(q))}, q...))
+			return false, err
+		}, expected{kind: "dns", transport: "tcp", host: asked}},
+		{"UDP (QUIC, DoQ)", udp(t.canary, 443), refusal("udp", t.canary)},
+		{"UDP over IPv6", udp(t.canary6, 443), refusal("udp", t.canary6)},
+		{"multicast (mDNS)", udp(multicast, 5353), expected{}},
+		{"ICMP echo with a payload", func() (bool, error) { return false, raw(t.canary, unix.IPPROTO_ICMP, []byte{8, 0, 0, 0}) }, expected{}},
+		{"a protocol of its own (GRE)", func() (bool, error) { return false, raw(t.canary, unix.IPPROTO_GRE, nil) }, expected{}},
+		{"frames past the kernel (AF_PACKET)", func() (bool, error) { return false, frames(t, 0) }, expected{}},
+		{"frames past the queue as well (PACKET_QDISC_BYPASS)", func() (bool, error) { return false, frames(t, 1) }, expected{}},
+		{"frames straight to the driver (AF_XDP)", func() (bool, error) { return false, express(t) }, expected{}},
+		{"an address of its own choice", func() (bool, error) { return otherAddress(t) }, refusal("udp", t.canary)},
+		{"the rules in the namespace flushed", func() (bool, error) { return flushed(t) }, expected{kind: "tamper", reason: "; restored"}},
+	}
 }
 
-// ignore drops what an attempt reached: who answered counts elsewhere.
-func ignore(_ bool, err error) error { return err }
+// words are what every attack says.
+var words = []byte(secret + "\n")
+
+// asked is a name that nobody allows.
+const asked = secret + ".example"
+
+// question is a DNS query for it (RFC 1035, section 4.1): recursion desired,
+// type TXT, class IN.
+func question() []byte {
+	q := []byte{0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}
+	for label := range strings.SplitSeq(asked, ".") {
+		q = append(append(q, byte(len(label))), label...)
+	}
+	return append(q, 0, 0, 16, 0, 1)
+}
 
 // dial connects and reports whether the connection carried anything: a
 // redirected one is accepted by Weir first and reset when it is refused.
-func dial(network string, to netip.Addr, port uint16, mark int) (bool, error) {
+func dial(network string, to netip.Addr, port uint16, mark int, payload []byte) (bool, error) {
 	d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if ctl := c.Control(func(fd uintptr) {
@@ -84,7 +117,7 @@ func dial(network string, to netip.Addr, port uint16, mark int) (bool, error) {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(patience))
-	if _, err := c.Write([]byte(secret + "\n")); err != nil {
+	if _, err := c.Write(payload); err != nil {
 		return false, nil
 	}
 	n, _ := c.Read(make([]byte, 64))
@@ -111,7 +144,7 @@ func mapped(to netip.Addr, port uint16) (bool, error) {
 	if err != nil {
 		return false, nil
 	}
-	if _, err := unix.Write(fd, []byte(secret+"\n")); err != nil {
+	if _, err := unix.Write(fd, words); err != nil {
 		return false, nil
 	}
 	n, _ := unix.Read(fd, make([]byte, 64))
@@ -119,15 +152,15 @@ func mapped(to netip.Addr, port uint16) (bool, error) {
 }
 
 // send sends datagrams; a refusal by the kernel is what is hoped for.
-func send(network string, to netip.Addr, port uint16) error {
-	c, err := net.DialTimeout(network, netip.AddrPortFrom(to, port).String(), patience)
+func send(to netip.Addr, port uint16, payload []byte) error {
+	c, err := net.DialTimeout("udp", netip.AddrPortFrom(to, port).String(), patience)
 	if err != nil {
 		return nil
 	}
 	defer c.Close()
 	for range 3 {
 		// EPERM and ECONNREFUSED are refusals.
-		_, _ = c.Write([]byte(secret))
+		_, _ = c.Write(payload)
 	}
 	return nil
 }
@@ -235,10 +268,10 @@ func flushed(t target) (bool, error) {
 		if err := c.Flush(); err != nil {
 			return false, err
 		}
-		if err := errors.Join(send("udp", t.canary, 443), raw(t.canary, unix.IPPROTO_ICMP, []byte{8, 0, 0, 0})); err != nil {
+		if err := errors.Join(send(t.canary, 443, words), raw(t.canary, unix.IPPROTO_ICMP, []byte{8, 0, 0, 0})); err != nil {
 			return false, err
 		}
-		if got, err := dial("tcp", t.canary, t.open, 0); got || err != nil {
+		if got, err := dial("tcp", t.canary, t.open, 0, words); got || err != nil {
 			return got, err
 		}
 	}

@@ -11,6 +11,8 @@
 //
 // Invariants:
 //   - An attack counts as held only when the canary saw nothing of it and the
-//     canary was seen to see what is allowed.
+//     canary was seen to see what is allowed, and when it is on record: each
+//     has an event of its own, but those whose packets the kernel drops without
+//     asking anybody, which the results say.
 //   - Nothing is left behind, also when it is interrupted.
 package selftest

@@ -17,6 +17,9 @@ type Result struct {
 	Attack string `json:"attack"`
 	Held   bool   `json:"held"`
 	Detail string `json:"detail"`
+	// Event is the id of the event that records it; 0 for an attack that leaves
+	// none, and when it is missing.
+	Event int64 `json:"event,omitempty"`
 }
 
 // port is where the canary's server and the host's listen.
@@ -67,13 +70,17 @@ func Run(ctx context.Context, client *api.Client) (results []Result, err error) 
 	}
 	results = append(results, control)
 	watch.take(ctx)
-	for _, one := range attacks {
+	trail := trail{client: client, container: a.ContainerID}
+	for _, one := range attacks(t) {
 		if ctx.Err() != nil {
 			return results, ctx.Err()
 		}
 		r := Result{Attack: one.name}
+		if err := trail.skip(ctx); err != nil {
+			return results, err
+		}
 		var got bool
-		tryErr := onThread(l.insideNS, func() (err error) { got, err = one.try(t); return })
+		tryErr := onThread(l.insideNS, func() (err error) { got, err = one.try(); return })
 		packets := watch.take(ctx)
 		switch {
 		case tryErr != nil:
@@ -83,11 +90,11 @@ func Run(ctx context.Context, client *api.Client) (results []Result, err error) 
 		case packets > 0:
 			r.Detail = fmt.Sprintf("%d packets reached the outside", packets)
 		default:
-			r.Held, r.Detail = true, "nothing reached the outside"
+			r.Event, r.Detail, r.Held = trail.record(ctx, one.event)
 		}
 		results = append(results, r)
 	}
-	return append(results, l.events(ctx, client, a.ContainerID)...), nil
+	return results, nil
 }
 
 // control makes sure that the canary can be reached at all: through a rule.
@@ -100,35 +107,9 @@ func (l *lab) control(ctx context.Context, client *api.Client, id string, t targ
 	if err != nil {
 		return r, err
 	}
-	err = onThread(l.insideNS, func() (err error) { r.Held, err = dial("tcp", t.canary, t.open, 0); return })
+	err = onThread(l.insideNS, func() (err error) { r.Held, err = dial("tcp", t.canary, t.open, 0, words); return })
 	if r.Detail = "the canary's server answered"; !r.Held {
 		r.Detail = "no answer, so that the attacks below prove nothing"
 	}
 	return r, errors.Join(err, client.EndSession(ctx, s.ID))
-}
-
-// events looks for what must have been recorded.
-func (l *lab) events(ctx context.Context, client *api.Client, id string) []Result {
-	var list []Result
-	for _, want := range []struct{ kind, verdict, name string }{
-		{"connect", "deny", "the refusals are recorded"},
-		{"tamper", "", "the flushed rules are recorded as tampering"},
-	} {
-		r := Result{Attack: want.name}
-		for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline) && ctx.Err() == nil && !r.Held; {
-			page, err := client.Events(ctx, api.EventQuery{Container: id, Type: want.kind, Verdict: want.verdict, Limit: 100})
-			if err != nil {
-				r.Detail = err.Error()
-				break
-			}
-			if r.Held = len(page.Items) > 0; r.Held {
-				r.Detail = page.Items[0].Reason
-			} else {
-				r.Detail = "no such event"
-				<-time.After(50 * time.Millisecond)
-			}
-		}
-		list = append(list, r)
-	}
-	return list
 }

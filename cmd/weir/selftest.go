@@ -19,7 +19,8 @@ func newSelftest(c *common) *cobra.Command {
 		Use: "selftest", Short: "Attack the running daemon from a throw-away namespace, and show what held", Args: cobra.NoArgs,
 		Long: `Attack the running daemon the way root in a container would, from a network
 namespace made for it, and look whether anything reaches a second one that
-plays the outside. Needs root; leaves nothing behind; at most 30 seconds.`,
+plays the outside, and whether the attack is on record. Needs root; leaves
+nothing behind; at most 30 seconds.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), selftestLimit)
 			defer cancel()
