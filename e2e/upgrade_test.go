@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -126,6 +128,12 @@ func (s *fdStore) said(what string) bool {
 	return strings.Contains(strings.Join(s.lines, "\n"), what)
 }
 
+func (s *fdStore) all() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.lines)
+}
+
 func (s *fdStore) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -185,6 +193,41 @@ func TestRestartUnderSystemdDropsNoNewConnection(t *testing.T) {
 	w.json(&list, "ps")
 	if len(list) != 0 {
 		t.Errorf("still attached: %v", list)
+	}
+}
+
+// systemd hears all the while that the daemon is well: while live connections
+// get their time to end, and until the new daemon is ready.
+func TestUpgradeKeepsTheWatchdogQuiet(t *testing.T) {
+	o := newOutside(t)
+	o.serve("198.51.100.10:80", func(c net.Conn) { io.Copy(io.Discard, c) })
+	store := newFDStore(t)
+	w := newWeir(t, "")
+	w.env = []string{"NOTIFY_SOCKET=" + store.path, "WATCHDOG_USEC=3000000"}
+	w.start()
+	box := newBox(t)
+	w.run("attach", box.Name, "--allow", "198.51.100.10:80")
+	idle := make(chan struct{})
+	go func() {
+		defer close(idle)
+		try("docker", "exec", box.Name, "timeout", "30", "nc", "198.51.100.10", "80")
+	}()
+	eventually(t, "a live connection", func() bool { return strings.Contains(w.run("flows", box.Name), "198.51.100.10") })
+	before := len(store.all())
+	w.run("upgrade")
+	eventually(t, "the new daemon is ready", func() bool { return slices.Contains(store.all()[before:], "READY=1") })
+	<-idle
+	said := store.all()[before:]
+	pings, put := 0, false
+	for _, line := range said[:slices.Index(said, "READY=1")] {
+		if strings.Contains(line, "WATCHDOG=1") {
+			pings++
+		}
+		put = put || strings.Contains(line, "EXTEND_TIMEOUT_USEC=3000000")
+	}
+	// Five seconds of draining, and one a second.
+	if pings < 5 || !put {
+		t.Errorf("%d messages that it is well, limits put off: %v; said: %q", pings, put, said)
 	}
 }
 

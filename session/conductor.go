@@ -79,7 +79,7 @@ type Conductor struct {
 
 	// attaching serialises what installs and removes attachments. It is taken
 	// before mu and held over kernel work, never over a runtime's answer.
-	attaching sync.Mutex
+	attaching turn
 	// publishing serialises the indexing of the global layer. It is taken
 	// before mu, and mu is free while the index is made.
 	publishing sync.Mutex

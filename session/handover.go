@@ -91,6 +91,7 @@ func (c *Conductor) release() {
 	}
 	draining.Wait()
 	for _, a := range all {
+		c.attaching.step()
 		if handover != nil {
 			if s, err := a.live.kernel.Sockets(); err != nil {
 				c.logger.Error("handing over listeners", "container", a.Name, "error", err)

@@ -26,6 +26,7 @@ func (c *Conductor) restore(ctx context.Context) error {
 	c.attaching.Lock()
 	defer c.attaching.Unlock()
 	for _, s := range stored {
+		c.attaching.step()
 		found, err := c.config.Runtimes.Find(ctx, lookup(s))
 		gone := errors.Is(err, container.ErrNotFound)
 		if err == nil && s.Runtime == "" && found.NetNSID.String() != s.NetNS {
@@ -225,6 +226,7 @@ func (c *Conductor) releaseDeaf() {
 	}
 	c.mu.Unlock()
 	for _, a := range deaf {
+		c.attaching.step()
 		c.dropForTakeover(a)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -61,6 +62,13 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	config, err := loadConfig(o.config)
 	if err != nil {
 		return err
+	}
+	keeper := newKeeper(logger)
+	alive, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	pulse, err := startPulse(alive, keeper, phase{well: within(openingLimit, "opening the database"), brief: true})
+	if err != nil {
+		return fmt.Errorf("what systemd wants to hear: %w", err)
 	}
 	limits := config.proxyLimits(raiseFileLimit(logger))
 	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
@@ -127,7 +135,6 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	keeper := newKeeper(logger)
 	conductor, err := session.New(ctx, session.Config{
 		Store: st, Log: trail, Runtimes: container.Connect(config.Runtimes...), Upstream: upstream, Logger: logger,
 		Inherited: inheritedSockets(logger), Keep: keeper.keep, Forget: keeper.forget, Drain: drainTime,
@@ -137,6 +144,7 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	pulse.enter(phase{well: conductor.Healthy, brief: true})
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	upgrade := func(ctx context.Context) error {
@@ -150,19 +158,21 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 	server := &api.Server{Upgrade: upgrade, Conductor: conductor, Log: trail, Events: st.Events, Version: version, Metrics: metrics, Token: token, Logger: logger}
 	server.Dashboard = &web.Server{API: server.Client(), Log: trail, Events: st.Events, Token: token, Activity: activity, Version: version, Logger: logger}
 
+	ending := sync.OnceFunc(func() {
+		pulse.enter(phase{well: both(conductor.Healthy, within(endingLimit, "ending")), brief: true})
+	})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return conductor.Run(ctx, func() {
 			logger.Info("ready", "version", version, "socket", o.socket, "http", o.http, "attached", len(conductor.Attachments()))
-			// Outside systemd this does nothing.
-			if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-				logger.Warn("telling systemd", "error", err)
-			}
+			keeper.send(daemon.SdNotifyReady, nil)
+			pulse.enter(phase{well: conductor.Healthy})
+			context.AfterFunc(ctx, ending)
 			group.Go(func() error { return server.Serve(ctx, socket, tcp) })
-			group.Go(func() error { return watchdog(ctx, conductor) })
 		})
 	})
 	err = group.Wait()
+	ending()
 	// The last flows have ended; what they said is still to be stored.
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -174,28 +184,6 @@ func serve(ctx context.Context, o *serveOptions, logger *slog.Logger) error {
 		err = errors.Join(socket.Close(), upstream.Close(), st.Close(), become(sockets))
 	}
 	return err
-}
-
-// watchdog tells systemd that the daemon is well, three times as often as it
-// wants to hear: as long as the conductor answers.
-func watchdog(ctx context.Context, conductor *session.Conductor) error {
-	interval, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || interval == 0 {
-		return err
-	}
-	tick := time.NewTicker(interval / 3)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			conductor.Attachments()
-			if _, err := daemon.SdNotify(false, daemon.SdNotifyWatchdog); err != nil {
-				return fmt.Errorf("telling systemd: %w", err)
-			}
-		}
-	}
 }
 
 // listenHTTP opens the API's TCP listener; nil for "off".
