@@ -96,3 +96,33 @@ func TestRuntimeWrapperAttachesBeforeTheFirstInstruction(t *testing.T) {
 		t.Errorf("a container that is gone is still listed")
 	}
 }
+
+// The start of a container waits for a daemon that is being restarted.
+func TestRuntimeWrapperWaitsForADaemonThatRestarts(t *testing.T) {
+	o := newOutside(t)
+	hello(o, "198.51.100.10:80")
+	w := startWeir(t, "")
+	registerRuntime(t, w)
+	for _, end := range []func(){w.stop, w.kill} {
+		end()
+		name := unique(t, "oci")
+		var out string
+		var err error
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			out, err = try("docker", "run", "--rm", "--runtime", "weir-e2e", "--label", "weir.attach=true", "--label", "weir.session.allow-all=true",
+				"--name", name, clientImage, "curl", "-sS", "--max-time", "5", "http://198.51.100.10/")
+		}()
+		eventually(t, "the container's start asks for the daemon", func() bool {
+			_, err := try("pgrep", "-f", "^weir --socket "+w.socket+" oci-hook")
+			return err == nil
+		})
+		w.start()
+		<-ended
+		if err != nil || !strings.Contains(out, "hello") {
+			t.Errorf("started while the daemon was away: %v %s", err, out)
+		}
+		w.waitEvent(name, "its connection", func(e Event) bool { return e.Type == "connect" && e.Verdict == "allow" })
+	}
+}

@@ -278,14 +278,21 @@ func (c *Conductor) hasSession(a *attachment) bool {
 
 // AttachStarting attaches a container that its runtime is about to start,
 // before its first instruction, and opens the session that its labels ask
-// for. pid is its process.
+// for. pid is its process. When ctx ends first, the error is of kind
+// Unavailable.
 func (c *Conductor) AttachStarting(ctx context.Context, id string, pid int) (Status, error) {
+	var a *attachment
 	found, err := c.config.Runtimes.Starting(ctx, id, pid)
 	if err != nil {
-		return Status{}, containerError(err)
+		err = containerError(err)
+	} else {
+		a, err = c.attachWithLabels(ctx, found, false)
 	}
-	a, err := c.attachWithLabels(ctx, found, false)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		// Not the container's fault: the daemon ends, or who asked is gone.
+		return Status{}, &Error{Unavailable, fmt.Errorf("not attached before the end: %w", err)}
+	case err != nil:
 		return Status{}, err
 	}
 	c.mu.Lock()

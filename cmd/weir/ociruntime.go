@@ -1,22 +1,32 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"weir/api"
 )
 
-// hookTimeout is how long a container's start waits for the daemon, in seconds.
-const hookTimeout = 20
+// hookTimeout is how long the hook of a container's start may take, in seconds.
+const hookTimeout = 30
+
+// restartPatience is how long a container's start waits for a daemon that is not
+// there, or just ends: one that is upgraded or restarted is back by then.
+const restartPatience = 10 * time.Second
 
 func newOCIRuntime(c *common) *cobra.Command {
 	cmd := &cobra.Command{
@@ -25,7 +35,7 @@ func newOCIRuntime(c *common) *cobra.Command {
 		Long: `An OCI runtime that wraps another one (runc): each container that it creates is
 attached by the daemon in the createRuntime stage, when its network is there
 and nothing of it has run yet. Without the daemon such a container does not
-start. Register it with Docker in /etc/docker/daemon.json:
+start; one that is upgraded or restarted is waited for, up to 10 seconds. Register it with Docker in /etc/docker/daemon.json:
 
   {"runtimes": {"weir": {"path": "/usr/local/bin/weir", "runtimeArgs": ["oci-runtime", "--"]}}}
 
@@ -153,11 +163,37 @@ func newOCIHook(c *common) *cobra.Command {
 			if err := json.NewDecoder(cmd.InOrStdin()).Decode(&state); err != nil {
 				return fmt.Errorf("container state on standard input: %w", err)
 			}
-			_, err := c.client().AttachStarting(cmd.Context(), state.ID, state.PID)
-			if err != nil {
+			if err := attachStarting(cmd.Context(), c.client(), state.ID, state.PID); err != nil {
 				return fmt.Errorf("container %s does not start without its firewall: %w", state.ID, err)
 			}
 			return nil
 		},
 	}
+}
+
+// attachStarting has the daemon attach a container, once there is one.
+func attachStarting(ctx context.Context, client *api.Client, id string, pid int) error {
+	for deadline := time.Now().Add(restartPatience); ; {
+		_, err := client.AttachStarting(ctx, id, pid)
+		if err == nil || !restarting(err) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// restarting reports whether an error may be that of a daemon that is being
+// replaced: it is not there, or has ended before it answered, or says that it
+// cannot answer now. Asking again is safe: attaching twice is attaching once.
+func restarting(err error) bool {
+	var problem *api.Problem
+	if errors.As(err, &problem) {
+		return problem.Status == http.StatusServiceUnavailable
+	}
+	return slices.ContainsFunc([]error{api.ErrNoDaemon, io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE},
+		func(one error) bool { return errors.Is(err, one) })
 }
