@@ -201,6 +201,9 @@ func (c *Conductor) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	c.dropInherited()
+	if err := clearClaims(); err != nil {
+		c.logger.Error("clearing away what killed daemons claimed", "error", err)
+	}
 	ready()
 	var tasks sync.WaitGroup
 	tasks.Go(func() { c.watchRuntimes(ctx) })
