@@ -12,8 +12,8 @@
 //	...
 //	err = l.Shutdown(ctx)
 //
-// An event can be rendered as one line of JSON ([AppendJSON]), as one line for
-// a terminal ([Line]) and in the Open Cybersecurity Schema Framework ([OCSF]).
+// An event can be rendered as JSON ([NewEncoder]), as one line for a terminal
+// ([Line]) and in the Open Cybersecurity Schema Framework ([OCSF]).
 //
 // The package does not store anything itself and knows no database: storing
 // and reading back are functions that it is given.
@@ -24,5 +24,6 @@
 //   - No event is dropped to make room: when the queue is full, Record waits.
 //   - A viewer sees only what is stored, each event once, in order. A slow
 //     viewer costs the data path nothing: nothing is kept for it.
-//   - No control character of an event reaches a terminal through Line.
+//   - No control character of an event reaches a terminal through Line or
+//     NewEncoder.
 package audit

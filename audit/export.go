@@ -3,7 +3,6 @@ package audit
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -74,8 +73,7 @@ func (x *Export) cursor(log *Log) (int64, error) {
 
 func (x *Export) write(events []Event) error {
 	var lines bytes.Buffer
-	enc := json.NewEncoder(&lines)
-	enc.SetEscapeHTML(false)
+	enc := NewEncoder(&lines)
 	for _, e := range events {
 		var err error
 		if x.OCSF {

@@ -1,9 +1,9 @@
 package audit
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -12,35 +12,38 @@ import (
 	"unicode/utf8"
 )
 
-// AppendJSON appends e as one line of JSON, newline included, in the form of
-// the API. Everything that a terminal could act on is escaped: besides the
-// control characters that JSON itself escapes, those above 0x7e (C1 controls,
-// text direction).
-func AppendJSON(b []byte, e Event) ([]byte, error) {
-	var line bytes.Buffer
-	enc := json.NewEncoder(&line)
+// NewEncoder writes values to w as encoding/json does, an Event in the form of
+// the API, each ended by a newline. Everything that a terminal could act on is
+// escaped: besides the control characters that JSON itself escapes, those above
+// 0x7e (C1 controls, text direction).
+func NewEncoder(w io.Writer) *json.Encoder {
+	enc := json.NewEncoder(escaper{w})
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(e); err != nil {
-		return b, fmt.Errorf("event %d: %w", e.ID, err)
-	}
-	return appendEscaped(b, line.Bytes()), nil
+	return enc
 }
 
-// appendEscaped escapes what does not print. In JSON such characters occur in
-// strings only, the newline at the end aside.
-func appendEscaped(b, line []byte) []byte {
-	for _, r := range string(line) {
+// escaper escapes what does not print in the JSON that passes through it, which
+// must come in whole characters, as an encoder writes it. There such characters
+// occur in strings only, newlines of the layout aside.
+type escaper struct{ w io.Writer }
+
+func (e escaper) Write(text []byte) (int, error) {
+	out := make([]byte, 0, len(text))
+	for _, r := range string(text) {
 		switch {
 		case r == '\n' || unicode.IsPrint(r):
-			b = utf8.AppendRune(b, r)
+			out = utf8.AppendRune(out, r)
 		case r > 0xffff:
 			hi, lo := (r-0x10000)>>10+0xd800, (r-0x10000)&0x3ff+0xdc00
-			b = fmt.Appendf(b, `\u%04x\u%04x`, hi, lo)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, hi, lo)
 		default:
-			b = fmt.Appendf(b, `\u%04x`, r)
+			out = fmt.Appendf(out, `\u%04x`, r)
 		}
 	}
-	return b
+	if _, err := e.w.Write(out); err != nil {
+		return 0, err
+	}
+	return len(text), nil
 }
 
 // Printable is s as it may be shown on a terminal: s itself when all of its

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"time"
@@ -85,8 +84,7 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 
 // eventWriter returns what writes one event in the chosen format.
 func (c *common) eventWriter(w io.Writer) func(audit.Event) error {
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
+	enc := audit.NewEncoder(w)
 	switch c.output {
 	case "json":
 		return func(e audit.Event) error { return enc.Encode(e) }

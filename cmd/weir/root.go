@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weir/api"
+	"weir/audit"
 )
 
 // errFailed ends a command with exit code 1 whose output has said everything.
@@ -55,9 +55,8 @@ func (c *common) json() bool { return c.output == "json" }
 // print writes v as JSON, or calls table with a tab-aligned writer.
 func (c *common) print(w io.Writer, v any, table func(w io.Writer)) error {
 	if c.json() {
-		enc := json.NewEncoder(w)
+		enc := audit.NewEncoder(w)
 		enc.SetIndent("", "  ")
-		enc.SetEscapeHTML(false)
 		return enc.Encode(v)
 	}
 	out := &output{to: w}
