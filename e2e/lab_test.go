@@ -119,8 +119,9 @@ type Outside struct {
 	t     testing.TB
 	name  string
 	ns    netns.NsHandle
-	zone  map[string][]netip.Addr // name → addresses, guarded by mu
-	asked []string                // names that the DNS server was asked for
+	zone  map[string][]netip.Addr   // name → addresses, guarded by mu
+	asked []string                  // names that the DNS server was asked for
+	odd   map[string]func(*dns.Msg) // name → what it is answered instead, guarded by mu
 	mu    sync.Mutex
 }
 
@@ -132,7 +133,7 @@ const DNSAddress = "198.51.100.53"
 // reaches this machine.
 func newOutside(t testing.TB) *Outside {
 	t.Helper()
-	o := &Outside{t: t, name: unique(t, "out"), zone: map[string][]netip.Addr{}}
+	o := &Outside{t: t, name: unique(t, "out"), zone: map[string][]netip.Addr{}, odd: map[string]func(*dns.Msg){}}
 	host, peer := fmt.Sprintf("weo%d", os.Getpid()%100000), fmt.Sprintf("wei%d", os.Getpid()%100000)
 	run(t, "ip", "netns", "add", o.name)
 	t.Cleanup(func() {
@@ -221,6 +222,13 @@ func (o *Outside) addName(name string, addresses ...string) {
 	o.zone[dns.Fqdn(name)] = list
 }
 
+// addOdd makes the DNS server answer a name with whatever f makes of the reply.
+func (o *Outside) addOdd(name string, f func(reply *dns.Msg)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.odd[dns.Fqdn(name)] = f
+}
+
 // asks returns the names that reached the DNS server, and forgets them.
 func (o *Outside) asks() []string {
 	o.mu.Lock()
@@ -237,6 +245,14 @@ func (o *Outside) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	defer o.mu.Unlock()
 	question := q.Question[0]
 	o.asked = append(o.asked, strings.ToLower(question.Name))
+	if f := o.odd[strings.ToLower(question.Name)]; f != nil {
+		f(m)
+		if w.LocalAddr().Network() == "udp" {
+			m.Truncate(dns.DefaultMsgSize)
+		}
+		_ = w.WriteMsg(m)
+		return
+	}
 	addrs, ok := o.zone[strings.ToLower(question.Name)]
 	if !ok {
 		m.Rcode = dns.RcodeNameError

@@ -36,7 +36,8 @@ const (
 	canary6 = "2001:db8:77::66"
 )
 
-func newBesieged(t *testing.T) *besieged {
+// newBesieged starts it; args are more options of the container.
+func newBesieged(t *testing.T, args ...string) *besieged {
 	t.Helper()
 	o := newOutside(t)
 	b := &besieged{t: t, o: o, w: startWeir(t, ""), seen: map[string]func() []string{}}
@@ -46,8 +47,8 @@ func newBesieged(t *testing.T) *besieged {
 	}
 	b.network = newNetwork(t, "--ipv6", "--subnet", "fd00:77:2::/64")
 	neighbour := newBox(t, "--network", b.network)
-	b.box = newBox(t, "--network", b.network, "--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", "--dns", DNSAddress,
-		"--sysctl", "net.ipv4.ping_group_range=0 2147483647")
+	b.box = newBox(t, append(args, "--network", b.network, "--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", "--dns", DNSAddress,
+		"--sysctl", "net.ipv4.ping_group_range=0 2147483647")...)
 	own, next := b.settings(b.box), b.settings(neighbour)
 	b.gateway = own.Gateway
 	b.listenOnGateway()
