@@ -24,6 +24,7 @@ type besieged struct {
 	o         *Outside
 	w         *Weir
 	box       *Box
+	neighbour *Box
 	network   string
 	tryout    []string // the command that tries every way out
 	seen      map[string]func() []string
@@ -46,13 +47,13 @@ func newBesieged(t *testing.T, args ...string) *besieged {
 		b.seen[canary] = o.watch(canary)
 	}
 	b.network = newNetwork(t, "--ipv6", "--subnet", "fd00:77:2::/64")
-	neighbour := newBox(t, "--network", b.network)
+	b.neighbour = newBox(t, "--network", b.network)
 	b.box = newBox(t, append(args, "--network", b.network, "--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", "--dns", DNSAddress,
 		"--sysctl", "net.ipv4.ping_group_range=0 2147483647")...)
-	own, next := b.settings(b.box), b.settings(neighbour)
+	own, next := b.settings(b.box), b.settings(b.neighbour)
 	b.gateway = own.Gateway
 	b.listenOnGateway()
-	ns, err := netns.GetFromPath("/proc/" + neighbour.pid() + "/ns/net")
+	ns, err := netns.GetFromPath("/proc/" + b.neighbour.pid() + "/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
