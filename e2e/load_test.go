@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -273,10 +274,12 @@ func TestAStormOfConnectionsLeavesOthersTheirShare(t *testing.T) {
 		}
 		return r
 	}
+	each := 500 * float64(runtime.GOMAXPROCS(0))
 	for _, c := range []struct {
 		target string
 		most   float64 // connections a second
-	}{{"198.51.100.11:7", 1000}, {"shop.example@198.51.100.12:443", 200}} {
+		little int64   // µs of p99 that are little enough: one handshake is in the way
+	}{{"198.51.100.11:7", each, 0}, {"shop.example@198.51.100.12:443", each / 10, 5_000}} {
 		// Whatever else this machine does comes and goes: one round of some tells.
 		best := 100.0
 		for round := 0; round < 4 && best > 3; round++ {
@@ -287,6 +290,9 @@ func TestAStormOfConnectionsLeavesOthersTheirShare(t *testing.T) {
 			rate, times := float64(s.OK)/s.Seconds, float64(beside.P99)/float64(alone.P99)
 			t.Logf("alone: median %d µs, p99 %d µs; beside %.0f connections a second to %s: median %d µs, p99 %d µs: %.1f times",
 				alone.P50, alone.P99, rate, c.target, beside.P50, beside.P99, times)
+			if beside.P99 <= c.little {
+				times = min(times, 3)
+			}
 			if best = min(best, times); s.Refused > 0 || rate < c.most/2 || rate > 1.5*c.most {
 				t.Errorf("%.0f connections a second where there may be %.0f: %+v", rate, c.most, s)
 			}
@@ -296,7 +302,7 @@ func TestAStormOfConnectionsLeavesOthersTheirShare(t *testing.T) {
 		}
 	}
 	w.waitEvent("netns:"+ns, "that it had to wait", func(e Event) bool {
-		return e.Type == "limit" && e.Verdict == "" && strings.Contains(e.Reason, "limit of 1000 new connections a second reached") && strings.Contains(e.Reason, "had to wait")
+		return e.Type == "limit" && e.Verdict == "" && strings.Contains(e.Reason, fmt.Sprintf("limit of %.0f new connections a second reached", each)) && strings.Contains(e.Reason, "had to wait")
 	})
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -21,7 +22,8 @@ type Limits struct {
 	// of a fiftieth. The others wait in the kernel: what takes the daemon's time
 	// takes it from other containers, and to be refused takes as much as to be
 	// served. When as many wait as the listener's backlog has room for
-	// (net.core.somaxconn), the kernel answers no more of them. Default 1000.
+	// (net.core.somaxconn), the kernel answers no more of them. Default 500 for
+	// each processor that the daemon may use.
 	PerSecond int
 	// Dialing is how many may wait for the outside to answer. Default 1024.
 	Dialing int
@@ -75,7 +77,7 @@ func (l Limits) withDefaults() Limits {
 		}
 	}
 	fill(&l.Connections, 8192)
-	fill(&l.PerSecond, 1000)
+	fill(&l.PerSecond, 500*runtime.GOMAXPROCS(0))
 	fill(&l.Dialing, 1024)
 	fill(&l.Peeking, 512)
 	fill(&l.PeekBytes, 64<<10)
@@ -179,7 +181,7 @@ func (g *gauges) admitUDP() bool {
 
 // inspectedCost is for how many new connections more one that is inspected
 // counts: two TLS handshakes take the daemon as much time.
-const inspectedCost = 4
+const inspectedCost = 9
 
 // charge counts for n new connections.
 func (g *gauges) charge(n int) { g.limiter.ReserveN(time.Now(), min(n, g.limiter.Burst())) }
