@@ -49,7 +49,7 @@ func TestANamespaceInsideIsCapturedOrHasNoWay(t *testing.T) {
 	if out := b.attack(inner("free")); !strings.Contains(out, "ANSWER tcp "+canary4) {
 		t.Fatalf("before the attach: %s", out)
 	}
-	shell("ip netns del free; nft delete table inet out")
+	shell("ip link del in0; ip netns del free; nft delete table inet out")
 	b.w.run("attach", b.box.Name, "--allow", "good.example:80")
 	b.attack("true") // packets of the connections before may still be on their way
 	for _, seen := range b.seen {
@@ -90,7 +90,7 @@ func TestANamespaceInsideIsCapturedOrHasNoWay(t *testing.T) {
 
 	b.silent("nested, translated", b.attack(translate+"nft delete table inet weir; "+inner("nested")))
 	// Where nothing tells that a veth leads to a container inside, nothing comes through it.
-	shell("ip netns del nested; ip link del br0\n" + routed("routed", "in0", "in0"))
+	shell("ip link del in0; ip netns del nested; ip link del br0\n" + routed("routed", "in0", "in0"))
 	b.silent("routed", b.attack(inner("routed")))
 	shell("ip netns del routed")
 	// A user's own namespace, which has lo only.
